@@ -1,0 +1,150 @@
+//! Calls: a method goes out, a waiter is left, and the reader gives it the answer.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{Channel, Core, Phase};
+use crate::{
+    connection::outgoing::{Kind, Push, Urgency},
+    error::{Error, ReplyCode, Result},
+    protocol::{
+        content::Content,
+        frame::write_method,
+        spec::{Method, MethodBody},
+    },
+    sync::{OneShot, Waiter},
+};
+
+/// A call that waits for its answer.
+pub(super) struct Waiting {
+    /// The names of the methods that may answer.
+    pub(super) expects: &'static [&'static str],
+    pub(super) answer: Coming,
+}
+
+/// Where the answer of a call will be.
+pub(super) type Coming = Arc<OneShot<Result<Answer>>>;
+
+/// What answered a call: a method's payload, or a whole content.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    Method(Vec<u8>),
+    Content(Content),
+}
+
+impl Answer {
+    pub(super) fn decode<T>(self, decode: impl FnOnce(Method<'_>) -> Option<T>) -> Result<T> {
+        match self {
+            Answer::Method(payload) => {
+                Method::decode(&payload).ok().and_then(decode).ok_or_else(unexpected_answer)
+            }
+            Answer::Content(_) => Err(unexpected_answer()),
+        }
+    }
+}
+
+/// The reader matches names before, so this does not happen.
+pub(super) fn unexpected_answer() -> Error {
+    Error::protocol(ReplyCode::CommandInvalid, "an answer to another call")
+}
+
+impl Channel {
+    /// Sends a method and waits for its answer.
+    pub(super) fn call<'m, M: MethodBody<'m>, T>(
+        &self,
+        method: &M,
+        decode: impl FnOnce(Method<'_>) -> Option<T>,
+    ) -> Result<T> {
+        self.core().call(self.timeout, method)?.decode(decode)
+    }
+
+    /// Sends a method that nothing answers.
+    pub(super) fn send<'m, M: MethodBody<'m>>(&self, method: &M) -> Result<()> {
+        let core = self.core();
+        let outgoing = &core.connection.outgoing;
+        let deadline = || Instant::now().checked_add(self.timeout);
+        let pushed = outgoing.push_within(&core.gate, Kind::Method, deadline, |out, channel| {
+            write_method(out, channel, outgoing.max_frame(), method)
+        })?;
+        core.outcome(pushed, M::NAME, self.timeout)
+    }
+}
+
+impl Core {
+    /// Sends a method and waits for what answers it.
+    pub(super) fn call<'m, M: MethodBody<'m>>(&self, timeout: Duration, method: &M) -> Result<Answer> {
+        let deadline = Instant::now().checked_add(timeout);
+        let _awaiting = self.connection.incoming.awaiting();
+        let coming = self.begin(timeout, M::NAME, M::REPLIES, Urgency::Caller, |out, channel| {
+            write_method(out, channel, self.connection.outgoing.max_frame(), method)
+        })?;
+        self.connection.outgoing.flush();
+        // A late answer finds its own waiter, who is gone: it can never reach another call.
+        coming.wait(deadline).unwrap_or_else(|| Err(self.too_late(M::NAME, timeout)))
+    }
+
+    /// Sends what `encode` writes, and leaves a waiter for the answer.
+    pub(super) fn begin(
+        &self,
+        timeout: Duration,
+        name: &'static str,
+        expects: &'static [&'static str],
+        urgency: Urgency,
+        mut encode: impl FnMut(&mut Vec<u8>, u16) -> Result<()>,
+    ) -> Result<Coming> {
+        let deadline = Instant::now().checked_add(timeout);
+        let outgoing = &self.connection.outgoing;
+        let answer = OneShot::new();
+        loop {
+            let mut state = self.lock();
+            state.check_open()?;
+            // Registered and appended under one lock: answers come in the order of the waiters.
+            state.calls.push_back(Waiting { expects, answer: answer.clone() });
+            let waiter = Some(Waiter::current());
+            let pushed = outgoing.push(&self.gate, Kind::Method, urgency, waiter, &mut encode);
+            if let Ok(Push::Accepted { flush }) = pushed {
+                drop(state);
+                if flush {
+                    outgoing.flush_stream();
+                }
+                return Ok(answer);
+            }
+            state.calls.pop_back();
+            drop(state);
+            match pushed? {
+                Push::Later if outgoing.pause(deadline) => {}
+                other => self.outcome(other, name, timeout)?,
+            }
+        }
+    }
+
+    /// The reader's: this method may answer the oldest call.
+    pub(super) fn expects(&self, name: &'static str) -> bool {
+        self.lock().calls.front().is_some_and(|call| call.expects.contains(&name))
+    }
+
+    /// The reader's: the method or content that answers the oldest call.
+    pub(super) fn answer(&self, name: &'static str, answer: Answer) -> Result<()> {
+        let mut state = self.lock();
+        if let Phase::Closed { .. } = state.phase {
+            // It comes late: whoever asked knows that the channel is closed, and the peer does not know it yet.
+            return Ok(());
+        }
+        let expected = match state.calls.front() {
+            Some(call) if call.expects.contains(&name) => None,
+            Some(call) => Some(format!("{name} where {} was expected", call.expects.join(" or "))),
+            None => Some(format!("{name}, which nobody asked for")),
+        };
+        if let Some(text) = expected {
+            return Err(Error::protocol(ReplyCode::CommandInvalid, text));
+        }
+        let call = state.calls.pop_front();
+        drop(state);
+        if let Some(call) = call {
+            call.answer.put(Ok(answer));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,558 @@
+//! Consumers: an iterator over what the broker delivers.
+//!
+//! The reader puts batches into a consumer's [`DeliveryQueue`]; the [`Consumer`] takes all that is there at
+//! once, so that most messages cost neither a lock nor a wake-up.
+
+use std::{
+    collections::VecDeque,
+    fmt, mem,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+    vec,
+};
+
+use super::{
+    Channel, Core,
+    acknowledge::{Requeue, Settlement},
+    delivery::{Delivery, Pack},
+    get::Qos,
+};
+use crate::{
+    connection::{
+        events::Event,
+        state::{Arrived, Batch},
+    },
+    error::{Error, Result},
+    protocol::{
+        frame::write_method,
+        spec::{BasicCancel, BasicConsume, Method},
+        value::{FieldTable, FieldValue},
+        wire::{ShortStr, Table},
+    },
+    sync::{Waiter, lock, wake_all},
+};
+
+/// Arguments of [`Channel::basic_consume`]. A bare queue name converts into it.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+#[must_use]
+pub struct Consume<'a> {
+    /// The queue.
+    pub queue: &'a str,
+    /// The consumer's tag, unique on the channel. Default: one is generated.
+    pub consumer_tag: Option<&'a str>,
+    /// No messages that were published on this connection (RabbitMQ ignores it). Default: no.
+    pub no_local: bool,
+    /// Messages count as dealt with when they are sent. Default: no; they have to be acked.
+    pub no_ack: bool,
+    /// No other consumer on this queue. Default: no.
+    pub exclusive: bool,
+    /// Further arguments.
+    pub arguments: FieldTable,
+}
+
+impl<'a> Consume<'a> {
+    /// From this queue, with acknowledgements.
+    pub fn new(queue: &'a str) -> Consume<'a> {
+        Consume {
+            queue,
+            consumer_tag: None,
+            no_local: false,
+            no_ack: false,
+            exclusive: false,
+            arguments: FieldTable::new(),
+        }
+    }
+
+    /// Sets [`consumer_tag`](Consume#structfield.consumer_tag).
+    pub fn consumer_tag(mut self, tag: &'a str) -> Consume<'a> {
+        self.consumer_tag = Some(tag);
+        self
+    }
+
+    /// Sets [`no_local`](Consume#structfield.no_local).
+    pub fn no_local(mut self, no_local: bool) -> Consume<'a> {
+        self.no_local = no_local;
+        self
+    }
+
+    /// Sets [`no_ack`](Consume#structfield.no_ack).
+    pub fn no_ack(mut self, no_ack: bool) -> Consume<'a> {
+        self.no_ack = no_ack;
+        self
+    }
+
+    /// Sets [`exclusive`](Consume#structfield.exclusive).
+    pub fn exclusive(mut self, exclusive: bool) -> Consume<'a> {
+        self.exclusive = exclusive;
+        self
+    }
+
+    /// Adds one argument.
+    pub fn argument(mut self, name: &str, value: impl Into<FieldValue>) -> Consume<'a> {
+        self.arguments.insert(name, value);
+        self
+    }
+
+    /// Consumers with a higher priority are served first (`x-priority`).
+    pub fn priority(self, priority: i32) -> Consume<'a> {
+        self.argument("x-priority", priority)
+    }
+
+    /// Where to begin in a stream (`x-stream-offset`): a number, or text such as `first`, `last`, `next` or
+    /// `1h`. Streams need a prefetch count and acknowledgements.
+    pub fn stream_offset(self, offset: impl Into<FieldValue>) -> Consume<'a> {
+        self.argument("x-stream-offset", offset)
+    }
+}
+
+impl<'a> From<&'a str> for Consume<'a> {
+    fn from(queue: &'a str) -> Consume<'a> {
+        Consume::new(queue)
+    }
+}
+
+impl<'a> From<&'a String> for Consume<'a> {
+    fn from(queue: &'a String) -> Consume<'a> {
+        Consume::new(queue)
+    }
+}
+
+/// The deliveries of one consumer: an iterator that waits for the next one.
+///
+/// It ends with `None` after [`cancel`](Consumer::cancel). When the broker cancels the consumer, or the channel
+/// or connection is lost, the reason is returned once, as an error, and then it ends.
+///
+/// Dropping it cancels the consumer and waits for the broker's answer, at most
+/// [`drop_timeout`](crate::Config::drop_timeout); deliveries that it had not yet returned go back to their
+/// queue. Those that it had returned stay to be settled.
+///
+/// It may be used from another thread than its channel. It does not keep its channel open: when the last handle of
+/// the channel is dropped, it ends with [`Error::Closed`].
+pub struct Consumer {
+    queue: Arc<DeliveryQueue>,
+    /// What was taken from the queue and not returned yet.
+    taken: VecDeque<Queued>,
+    timeout: Duration,
+}
+
+impl Channel {
+    /// Starts a consumer on a queue. Waits until the broker has accepted it.
+    ///
+    /// On a channel where [`basic_qos`](Channel::basic_qos) was not called,
+    /// [`prefetch`](crate::Config::prefetch) is set first (unless the consumer has `no_ack`).
+    ///
+    /// Messages that nobody takes are held in memory up to
+    /// [`incoming_buffer`](crate::Config::incoming_buffer) for the whole connection. Beyond that the
+    /// connection is not read any more until some are taken, or until a call waits for its answer.
+    ///
+    /// # Errors
+    /// - [`Error::Invalid`]: the tag is in use on this channel, or a name is too long. Nothing was sent.
+    /// - [`Error::Refused`]: 404 for a queue that does not exist, 403 when it is consumed exclusively.
+    /// - Those of every call: see [`Channel`].
+    ///
+    /// ```no_run
+    /// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+    /// use std::time::Duration;
+    /// use leveret::Consume;
+    ///
+    /// let mut consumer = channel.basic_consume(Consume::new("orders").consumer_tag("billing-1"))?;
+    /// while let Some(delivery) = consumer.next_timeout(Duration::from_secs(5))? {
+    ///     delivery.ack()?;
+    /// }
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    pub fn basic_consume<'a>(&self, consume: impl Into<Consume<'a>>) -> Result<Consumer> {
+        self.consume(&consume.into())
+    }
+
+    fn consume(&self, consume: &Consume<'_>) -> Result<Consumer> {
+        let generated;
+        let tag = match consume.consumer_tag {
+            Some(tag) if !tag.is_empty() => tag,
+            _ => {
+                generated = generated_tag();
+                &generated
+            }
+        };
+        let arguments = consume.arguments.encode()?;
+        let method = BasicConsume {
+            queue: ShortStr::new("the queue name", consume.queue)?,
+            consumer_tag: ShortStr::new("the consumer tag", tag)?,
+            no_local: consume.no_local,
+            no_ack: consume.no_ack,
+            exclusive: consume.exclusive,
+            arguments: Table(&arguments),
+            ..Default::default()
+        };
+        // What is wrong with it shows before the prefetch count is sent.
+        write_method(&mut Vec::new(), 0, self.core().connection.outgoing.max_frame(), &method)?;
+        // Known before it is sent: deliveries may overtake the answer.
+        let queue = self.core().add_consumer(tag, consume.no_ack)?;
+        let consumer = Consumer::new(queue, self.timeout);
+        let started = self.set_default_prefetch(consume.no_ack).and_then(|()| {
+            self.call(&method, |method| matches!(method, Method::BasicConsumeOk(_)).then_some(()))
+        });
+        if let Err(error) = started {
+            // Nobody will take what comes, and dropping the consumer must not wait any more.
+            consumer.queue.core.consumer_ended(tag.as_bytes());
+            if let Error::Timeout(_) = error {
+                // The broker may still start it.
+                let _ = self.within(Duration::ZERO).send(&BasicCancel {
+                    consumer_tag: ShortStr::new("the consumer tag", tag)?,
+                    no_wait: true,
+                });
+            }
+            return Err(error);
+        }
+        Ok(consumer)
+    }
+
+    fn set_default_prefetch(&self, no_ack: bool) -> Result<()> {
+        let prefetch = self.core().connection.limits.prefetch;
+        if no_ack || prefetch == 0 || self.core().lock().prefetch_is_set {
+            return Ok(());
+        }
+        self.basic_qos(Qos::new(prefetch))
+    }
+
+    /// Cancels a consumer by its tag, and waits for the broker's answer. Its iterator returns what was
+    /// delivered before, and ends.
+    ///
+    /// # Errors
+    /// Those of every call: see [`Channel`].
+    pub fn basic_cancel(&self, consumer_tag: &str) -> Result<()> {
+        let method =
+            BasicCancel { consumer_tag: ShortStr::new("the consumer tag", consumer_tag)?, no_wait: false };
+        self.call(&method, |method| matches!(method, Method::BasicCancelOk(_)).then_some(()))
+    }
+}
+
+/// Unique in this process, which is more than the channel needs; short, because it stands in every delivery.
+fn generated_tag() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    format!("ctag-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+impl Consumer {
+    pub(super) fn new(queue: Arc<DeliveryQueue>, timeout: Duration) -> Consumer {
+        Consumer { queue, taken: VecDeque::new(), timeout }
+    }
+
+    /// The tag that the consumer has on its channel.
+    pub fn consumer_tag(&self) -> &str {
+        &self.queue.tag
+    }
+
+    /// The next delivery if one is here. **Does not wait.**
+    ///
+    /// # Errors
+    /// The reason why the consumer ended, once.
+    pub fn try_next(&mut self) -> Result<Option<Delivery>> {
+        self.take_next(None)
+    }
+
+    /// Waits at most `timeout` for the next delivery; `None` when none came, and when the consumer has ended
+    /// (see [`has_ended`](Consumer::has_ended)).
+    ///
+    /// # Errors
+    /// The reason why the consumer ended, once.
+    pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<Delivery>> {
+        self.next_before(Instant::now().checked_add(timeout))
+    }
+
+    /// Nothing will come any more: everything was returned, and the reason for the end as well.
+    pub fn has_ended(&self) -> bool {
+        self.taken.iter().all(|queued| queued.deliveries.len() == 0) && self.queue.is_exhausted()
+    }
+
+    /// Stops the consumer and waits for the broker's answer. What was delivered before is still returned by
+    /// the iterator, which then ends.
+    ///
+    /// # Errors
+    /// Those of every call: see [`Channel`].
+    pub fn cancel(&mut self) -> Result<()> {
+        if self.queue.core.has_consumer(&self.queue) { self.queue.cancel(self.timeout) } else { Ok(()) }
+    }
+
+    fn next_before(&mut self, deadline: Option<Instant>) -> Result<Option<Delivery>> {
+        loop {
+            if let Some(delivery) = self.take_next(None)? {
+                return Ok(Some(delivery));
+            }
+            // About to wait: what this program has gathered goes out first.
+            self.flush();
+            if let Some(delivery) = self.take_next(Some(Waiter::current()))? {
+                return Ok(Some(delivery));
+            }
+            if self.queue.is_exhausted() || !Waiter::park(deadline) {
+                self.forget_waiter();
+                return Ok(None);
+            }
+        }
+    }
+
+    /// The next delivery if one is here, or else the reason for the end, once; leaves the waiter if there is
+    /// nothing.
+    pub(super) fn take_next(&mut self, waiter: Option<Waiter>) -> Result<Option<Delivery>> {
+        loop {
+            while let Some(queued) = self.taken.front_mut() {
+                if let Some(arrived) = queued.deliveries.next() {
+                    return Ok(Some(Delivery::new(queued.pack.clone(), arrived)));
+                }
+                self.taken.pop_front();
+            }
+            match self.queue.take(&mut self.taken, waiter.as_ref()) {
+                Taken::Deliveries => {}
+                Taken::End(reason) => return reason.map_or(Ok(None), Err),
+                Taken::Nothing => return Ok(None),
+            }
+        }
+    }
+
+    pub(super) fn flush(&self) {
+        self.queue.core.connection.outgoing.flush();
+    }
+
+    pub(super) fn forget_waiter(&self) {
+        self.queue.forget_waiter();
+    }
+}
+
+impl Iterator for Consumer {
+    type Item = Result<Delivery>;
+
+    /// **Waits without a limit** for the next delivery; see [`next_timeout`](Consumer::next_timeout).
+    fn next(&mut self) -> Option<Result<Delivery>> {
+        self.next_before(None).transpose()
+    }
+}
+
+impl std::iter::FusedIterator for Consumer {}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        let core = &self.queue.core;
+        let limit = core.connection.limits.drop_timeout;
+        let deadline = Instant::now() + limit;
+        if core.has_consumer(&self.queue)
+            && let Err(error) = self.queue.cancel(limit)
+        {
+            log::debug!(target: "leveret::channel", "cancelling {} on drop: {error}", self.queue.tag);
+        }
+        self.queue.end(End::Cancelled);
+        let mut held = mem::take(&mut self.taken);
+        self.queue.take(&mut self.taken, None);
+        held.append(&mut self.taken);
+        for queued in held.drain(..).filter(|queued| !queued.pack.no_ack) {
+            for arrived in queued.deliveries.as_slice() {
+                let back = Settlement::Nack { multiple: false, requeue: Requeue::Yes };
+                let left = deadline.saturating_duration_since(Instant::now());
+                match core.settle_within(left, arrived.delivery_tag, Some(queued.pack.epoch), back) {
+                    Ok(()) | Err(Error::Settled { .. }) => {}
+                    // The channel is closed, and with it they have gone back already.
+                    Err(_) => return,
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consumer").field("consumer_tag", &self.consumer_tag()).finish_non_exhaustive()
+    }
+}
+
+/// What the channel knows of a consumer.
+pub(super) struct ConsumerEntry {
+    queue: Arc<DeliveryQueue>,
+}
+
+impl ConsumerEntry {
+    pub(super) fn end(&self, end: End) {
+        self.queue.end(end);
+    }
+}
+
+/// How a consumer ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// By the program; what was delivered is still returned.
+    Cancelled,
+    /// By the broker; what was delivered is still returned and can be acked.
+    CancelledByServer,
+    /// With its channel. Queued deliveries that were to be acked come again, so they are dropped (those that the
+    /// consumer had taken from the queue are still returned); those of a consumer without acks are the only copies,
+    /// and are all returned.
+    Lost(Error),
+}
+
+/// What the reader has put in for one consumer and the consumer has not taken yet.
+pub(super) struct DeliveryQueue {
+    core: Arc<Core>,
+    tag: Arc<str>,
+    no_ack: bool,
+    state: Mutex<QueueState>,
+}
+
+#[derive(Default)]
+struct QueueState {
+    queued: VecDeque<Queued>,
+    ended: bool,
+    /// The reason for the end, until it was returned.
+    reason: Option<Error>,
+    waiting: Vec<Waiter>,
+}
+
+/// Deliveries that came together, counted against the connection's buffer until they are all returned.
+struct Queued {
+    pack: Arc<Pack>,
+    deliveries: vec::IntoIter<Arrived>,
+    size: usize,
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.pack.channel.connection.incoming.release(self.size);
+    }
+}
+
+/// What [`DeliveryQueue::take`] found.
+enum Taken {
+    Deliveries,
+    Nothing,
+    /// The end, and its reason the first time.
+    End(Option<Error>),
+}
+
+impl DeliveryQueue {
+    fn put(&self, epoch: u32, batch: Batch) {
+        let size = batch.size();
+        let pack = Pack { bytes: batch.bytes, channel: self.core.clone(), epoch, no_ack: self.no_ack };
+        let queued = Queued { pack: Arc::new(pack), deliveries: batch.deliveries.into_iter(), size };
+        self.core.connection.incoming.hold(size);
+        let mut state = lock(&self.state);
+        if state.ended {
+            drop(state);
+            return;
+        }
+        state.queued.push_back(queued);
+        let waiting = mem::take(&mut state.waiting);
+        drop(state);
+        wake_all(waiting);
+    }
+
+    /// Moves all that is there to `taken`; leaves the waiter if there is nothing.
+    fn take(&self, taken: &mut VecDeque<Queued>, waiter: Option<&Waiter>) -> Taken {
+        let mut state = lock(&self.state);
+        if !state.queued.is_empty() {
+            mem::swap(&mut state.queued, taken);
+            return Taken::Deliveries;
+        }
+        if state.ended {
+            return Taken::End(state.reason.take());
+        }
+        state.waiting.extend(waiter.cloned());
+        Taken::Nothing
+    }
+
+    fn forget_waiter(&self) {
+        lock(&self.state).waiting.retain(|waiter| !waiter.is_current());
+    }
+
+    fn is_exhausted(&self) -> bool {
+        let state = lock(&self.state);
+        state.ended && state.queued.is_empty() && state.reason.is_none()
+    }
+
+    fn end(&self, end: End) {
+        let mut state = lock(&self.state);
+        if mem::replace(&mut state.ended, true) {
+            return;
+        }
+        let mut dropped = VecDeque::new();
+        state.reason = match end {
+            End::Cancelled => None,
+            End::CancelledByServer => Some(Error::CancelledByServer { consumer_tag: self.tag.clone() }),
+            End::Lost(cause) => {
+                if !self.no_ack {
+                    dropped = mem::take(&mut state.queued);
+                }
+                Some(cause)
+            }
+        };
+        let waiting = mem::take(&mut state.waiting);
+        drop(state);
+        drop(dropped);
+        wake_all(waiting);
+    }
+
+    fn cancel(&self, timeout: Duration) -> Result<()> {
+        let consumer_tag = ShortStr::new("the consumer tag", &self.tag)?;
+        self.core.call(timeout, &BasicCancel { consumer_tag, no_wait: false }).map(drop)
+    }
+}
+
+impl Core {
+    pub(super) fn add_consumer(self: &Arc<Core>, tag: &str, no_ack: bool) -> Result<Arc<DeliveryQueue>> {
+        let queue = Arc::new(DeliveryQueue {
+            core: self.clone(),
+            tag: tag.into(),
+            no_ack,
+            state: Mutex::new(QueueState::default()),
+        });
+        let mut state = self.lock();
+        state.check_open()?;
+        if state.consumers.contains_key(tag.as_bytes()) {
+            return Err(Error::invalid(format!("consumer tag {tag:?} is in use on this channel")));
+        }
+        state.consumers.insert(tag.as_bytes().into(), ConsumerEntry { queue: queue.clone() });
+        Ok(queue)
+    }
+
+    fn has_consumer(&self, queue: &Arc<DeliveryQueue>) -> bool {
+        let state = self.lock();
+        state.consumers.get(queue.tag.as_bytes()).is_some_and(|entry| Arc::ptr_eq(&entry.queue, queue))
+    }
+
+    /// The reader's: deliveries for a consumer. Those for a tag that is unknown, or not known any more, are
+    /// ignored; the broker gets them back when the channel is closed.
+    pub(super) fn delivered(&self, consumer_tag: &[u8], batch: Batch) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let Some(entry) = state.consumers.get(consumer_tag) else { return };
+        let queue = entry.queue.clone();
+        if !queue.no_ack {
+            for arrived in &batch.deliveries {
+                state.unacked.insert(arrived.delivery_tag);
+            }
+        }
+        let epoch = state.epoch;
+        drop(guard);
+        queue.put(epoch, batch);
+    }
+
+    /// The reader's: the broker has confirmed that a consumer is cancelled.
+    pub(super) fn consumer_ended(&self, consumer_tag: &[u8]) {
+        self.remove_consumer(consumer_tag, End::Cancelled);
+    }
+
+    /// The reader's: the broker has cancelled a consumer.
+    pub(super) fn consumer_cancelled(&self, consumer_tag: &[u8]) {
+        self.remove_consumer(consumer_tag, End::CancelledByServer);
+        let consumer_tag = || String::from_utf8_lossy(consumer_tag).into();
+        let channel = self.gate.channel();
+        self.connection.feeds.emit(|| Event::ConsumerCancelled { channel, consumer_tag: consumer_tag() });
+    }
+
+    fn remove_consumer(&self, consumer_tag: &[u8], end: End) {
+        let entry = self.lock().consumers.remove(consumer_tag);
+        if let Some(entry) = entry {
+            entry.end(end);
+        }
+    }
+}

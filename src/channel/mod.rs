@@ -1,0 +1,565 @@
+//! Channels: what users call. One file per AMQP noun, each with its requests and its `impl Channel`.
+//!
+//! # Locks
+//!
+//! [`Core::state`] is held while a call's frames are appended to the outgoing buffer, so that answers come in
+//! the order of the waiters. It is never held while anybody waits, and no user code runs under it.
+
+mod acknowledge;
+mod call;
+mod confirm;
+mod consume;
+mod deferred;
+mod delivery;
+mod exchange;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fixture;
+mod get;
+mod no_wait;
+mod publish;
+mod queue;
+mod returns;
+mod select;
+mod tracker;
+mod tx;
+mod unacked;
+
+pub use acknowledge::{Ack, Nack, Reject, Requeue};
+pub use confirm::{Confirm, Outcome};
+pub use consume::{Consume, Consumer};
+pub use deferred::{Deferred, Pending};
+pub use delivery::Delivery;
+pub use exchange::{ExchangeBind, ExchangeDeclare, ExchangeDelete, ExchangeKind, ExchangeUnbind};
+pub use get::{Get, Qos};
+pub use no_wait::NoWait;
+pub use publish::Publish;
+pub use queue::{
+    Overflow, QueueBind, QueueDeclare, QueueDeclareOk, QueueDelete, QueuePurge, QueueType, QueueUnbind,
+};
+pub use select::{select, select_timeout};
+pub use tx::Transaction;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    connection::{
+        Connection,
+        events::Event,
+        outgoing::{Gate, Kind, Push, Urgency},
+        state::{Batch, Inbox, Shared, refusal},
+    },
+    error::{Error, ReplyCode, Result, Scope},
+    protocol::{
+        content::Content,
+        frame::write_method,
+        spec::{BasicCancelOk, ChannelClose, ChannelCloseOk, ChannelFlow, ChannelOpen, Method, MethodBody},
+        wire::ShortStr,
+    },
+    sync::{OneShot, Waiter, lock},
+};
+use call::{Answer, Coming, Waiting};
+use confirm::Confirms;
+use consume::{ConsumerEntry, End};
+use returns::Returns;
+use unacked::Unacked;
+
+/// A channel: a conversation with the broker, in order, beside others on the same connection.
+///
+/// It is a handle: clones stand for the same channel, and it may be used by any number of threads at once.
+/// Dropping the last handle closes the channel and waits for the broker's answer, at most
+/// [`drop_timeout`](crate::Config::drop_timeout); an error that shows only then is logged. Call
+/// [`close`](Channel::close) to get it, or use [`Connection::with_channel`].
+///
+/// All methods wait for the broker's answer, at most [`call_timeout`](crate::Config::call_timeout) (see
+/// [`within`](Channel::within)), unless their documentation says **Asynchronous**.
+///
+/// When the broker refuses something it closes the channel. The error is then returned by the call that
+/// caused it or, after an asynchronous one, by the next; and by every later call until
+/// [`reopen`](Channel::reopen). Other channels are not affected.
+#[derive(Clone)]
+pub struct Channel {
+    handle: Arc<Handle>,
+    timeout: Duration,
+}
+
+struct Handle(Arc<Core>);
+
+/// The channel itself, shared by its handles, its deliveries and the reader.
+pub(crate) struct Core {
+    connection: Arc<Shared>,
+    gate: Gate,
+    state: Mutex<State>,
+    confirms: Confirms,
+}
+
+struct State {
+    phase: Phase,
+    /// Counts how often the channel was opened; deliveries remember theirs.
+    epoch: u32,
+    /// Calls that wait for their answer, in the order of their frames.
+    calls: VecDeque<Waiting>,
+    /// The caller that waits for the end of the channel.
+    closer: Option<Coming>,
+    consumers: HashMap<Box<[u8]>, ConsumerEntry>,
+    unacked: Unacked,
+    /// The prefetch count was set, by the user or by default.
+    prefetch_is_set: bool,
+    returns: Returns,
+}
+
+impl State {
+    /// Fails with the reason why the channel cannot be used, if it cannot.
+    fn check_open(&self) -> Result<()> {
+        match &self.phase {
+            Phase::Open => Ok(()),
+            Phase::Closing => Err(Error::Closed(Scope::Channel)),
+            Phase::Closed { cause, .. } => Err(cause.clone()),
+        }
+    }
+}
+
+enum Phase {
+    Open,
+    /// Our `channel.close` is on its way.
+    Closing,
+    /// The first cause, kept until the channel is opened again.
+    Closed {
+        cause: Error,
+        /// Both sides sent a close; the id may be used again once the peer has answered ours.
+        close_ok_missing: bool,
+    },
+}
+
+impl Connection {
+    /// Opens a channel. Waits for the broker's answer, at most [`call_timeout`](crate::Config::call_timeout).
+    ///
+    /// # Errors
+    /// - [`Error::ChannelsExhausted`]: as many as were negotiated are open.
+    /// - The reason why the connection was lost or closed; [`Error::Timeout`].
+    ///
+    /// ```no_run
+    /// # let connection = leveret::Connection::open("amqp://localhost")?;
+    /// let channel = connection.channel()?;
+    /// channel.queue_declare("orders")?;
+    /// channel.close()?;
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    #[doc(alias("create_channel", "open_channel", "allocate_channel"))]
+    pub fn channel(&self) -> Result<Channel> {
+        let core = Arc::new(Core::new(self.shared().clone()));
+        let timeout = self.shared().limits.call_timeout;
+        core.open(timeout)?;
+        Ok(Channel { handle: Arc::new(Handle(core)), timeout })
+    }
+
+    /// Opens a channel for `work` and closes it afterwards.
+    ///
+    /// Returns the first of: the error of `work`; the error that the channel was closed with, also if it
+    /// came only while closing; a mandatory message that came back and that nobody asked for.
+    ///
+    /// # Errors
+    /// Also those of [`channel`](Connection::channel) and [`Channel::close`].
+    ///
+    /// ```no_run
+    /// # let connection = leveret::Connection::open("amqp://localhost")?;
+    /// let result = connection.with_channel(|channel| {
+    ///     channel.basic_publish("no such exchange", "key", "lost")
+    /// });
+    /// assert_eq!(result.unwrap_err().reply_code(), Some(leveret::ReplyCode::NotFound));
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    pub fn with_channel<T, E: From<Error>>(
+        &self,
+        work: impl FnOnce(&Channel) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let channel = self.channel()?;
+        let result = work(&channel)?;
+        channel.close()?;
+        // After the round trip of the close, what comes back has come.
+        channel.check_returned()?;
+        Ok(result)
+    }
+}
+
+impl Channel {
+    /// The same channel, with another limit for calls made through the returned handle.
+    ///
+    /// ```no_run
+    /// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+    /// use std::time::Duration;
+    /// channel.within(Duration::from_secs(1)).queue_declare("orders")?;
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    #[must_use]
+    pub fn within(&self, timeout: Duration) -> Channel {
+        Channel { handle: self.handle.clone(), timeout }
+    }
+
+    /// Closes the channel and waits for the broker's answer, at most
+    /// [`close_timeout`](crate::Config::close_timeout). May be called any number of times.
+    ///
+    /// Deliveries that were not acknowledged go back to their queues.
+    ///
+    /// # Errors
+    /// - [`Error::Refused`]: what the broker closed the channel for, before or meanwhile: the late error of
+    ///   something asynchronous.
+    /// - The reason why the connection was lost; [`Error::Timeout`].
+    pub fn close(&self) -> Result<()> {
+        self.core().close(self.core().connection.limits.close_timeout)
+    }
+
+    /// Opens the channel again after it was closed, by an error or by the program. Does nothing when it is
+    /// open.
+    ///
+    /// What belonged to the old one is gone: consumers have ended, prefetch is the default again, and
+    /// deliveries that came before can no longer be acknowledged (the broker delivers them again).
+    ///
+    /// # Errors
+    /// Those of [`Connection::channel`].
+    pub fn reopen(&self) -> Result<()> {
+        self.core().open(self.timeout)
+    }
+
+    /// The channel can be used. It may be closed by the broker the moment after.
+    pub fn is_open(&self) -> bool {
+        matches!(self.core().lock().phase, Phase::Open)
+    }
+
+    /// The channel's number on its connection.
+    pub fn id(&self) -> u16 {
+        self.core().gate.channel()
+    }
+
+    /// Asks the broker to stop (`false`) or resume (`true`) deliveries on this channel, and returns what it
+    /// answered.
+    ///
+    /// RabbitMQ closes the connection for `false` (540). `flow(true)` changes nothing and serves as a
+    /// *barrier*: everything sent on this channel before has been looked at when it returns, and an error
+    /// that something asynchronous caused is returned here.
+    ///
+    /// # Errors
+    /// Those of every call: see [`Channel`].
+    pub fn flow(&self, active: bool) -> Result<bool> {
+        self.call(&ChannelFlow { active }, |method| match method {
+            Method::ChannelFlowOk(ok) => Some(ok.active),
+            _ => None,
+        })
+    }
+
+    fn core(&self) -> &Arc<Core> {
+        &self.handle.0
+    }
+}
+
+impl Core {
+    /// A channel that is not open yet.
+    fn new(connection: Arc<Shared>) -> Core {
+        Core {
+            connection,
+            gate: Gate::shut(),
+            state: Mutex::new(State {
+                phase: Phase::Closed { cause: Error::Closed(Scope::Channel), close_ok_missing: false },
+                epoch: 0,
+                calls: VecDeque::new(),
+                closer: None,
+                consumers: HashMap::new(),
+                unacked: Unacked::default(),
+                prefetch_is_set: false,
+                returns: Returns::default(),
+            }),
+            confirms: Confirms::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// For a gate that was found shut: the error that explains it.
+    fn why_shut(&self) -> Error {
+        let channel = self.lock().check_open().err();
+        channel.or_else(|| self.connection.cause()).unwrap_or(Error::Closed(Scope::Channel))
+    }
+
+    fn outcome(&self, pushed: Push, waiting_for: &'static str, limit: Duration) -> Result<()> {
+        match pushed {
+            Push::Accepted { .. } => Ok(()),
+            Push::Later | Push::HalfSent => Err(self.too_late(waiting_for, limit)),
+            Push::Shut => Err(self.why_shut()),
+        }
+    }
+
+    fn too_late(&self, waiting_for: &'static str, limit: Duration) -> Error {
+        self.connection.too_late(waiting_for, limit)
+    }
+
+    fn open(self: &Arc<Core>, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now().checked_add(timeout);
+        let outgoing = &self.connection.outgoing;
+        let _awaiting = self.connection.incoming.awaiting();
+        let answer = OneShot::new();
+        loop {
+            let mut state = self.lock();
+            match &state.phase {
+                Phase::Open => return Ok(()),
+                Phase::Closing => return Err(Error::Closed(Scope::Channel)),
+                Phase::Closed { cause, close_ok_missing: true } => return Err(cause.clone()),
+                Phase::Closed { .. } => {}
+            }
+            let id = self.connection.register(self.clone())?;
+            let waiter = Some(Waiter::current());
+            let opening = Gate::opened(id);
+            let pushed = outgoing.push(&opening, Kind::Method, Urgency::Caller, waiter, |out, channel| {
+                write_method(out, channel, outgoing.max_frame(), &ChannelOpen::default())?;
+                // From here on others may send: behind the open.
+                self.gate.open(channel);
+                Ok(())
+            });
+            if let Ok(Push::Accepted { .. }) = pushed {
+                state.phase = Phase::Open;
+                state.epoch = state.epoch.wrapping_add(1);
+                state.prefetch_is_set = false;
+                state.calls.push_back(Waiting { expects: ChannelOpen::REPLIES, answer: answer.clone() });
+                break;
+            }
+            self.connection.release(id);
+            drop(state);
+            match pushed? {
+                Push::Later if outgoing.pause(deadline) => {}
+                Push::Later => return Err(self.too_late(ChannelOpen::NAME, timeout)),
+                _ => return Err(self.connection.cause().unwrap_or(Error::Closed(Scope::Connection))),
+            }
+        }
+        outgoing.flush();
+        let opened = answer.wait(deadline);
+        if opened.is_none() {
+            // The broker may still open it: the id stays taken until it has answered our close.
+            let _ = self.close(Duration::ZERO);
+        }
+        opened.unwrap_or_else(|| Err(self.too_late(ChannelOpen::NAME, timeout))).map(drop)
+    }
+
+    fn close(&self, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now().checked_add(timeout);
+        let outgoing = &self.connection.outgoing;
+        let _awaiting = self.connection.incoming.awaiting();
+        let answer = OneShot::new();
+        {
+            let mut state = self.lock();
+            match &state.phase {
+                Phase::Open => state.phase = Phase::Closing,
+                Phase::Closing => return Ok(()),
+                Phase::Closed { cause: Error::Closed(_), .. } => return Ok(()),
+                Phase::Closed { cause, .. } => return Err(cause.clone()),
+            }
+            state.closer = Some(answer.clone());
+        }
+        loop {
+            let waiter = Some(Waiter::current());
+            let pushed = outgoing.shut(&self.gate, waiter, |out, channel| {
+                write_method(out, channel, outgoing.max_frame(), &closing_method())
+            });
+            match pushed {
+                Ok(Push::Later) if outgoing.pause(deadline) => {}
+                Ok(Push::Later) => break outgoing.shut_silently(&self.gate),
+                _ => break,
+            }
+        }
+        outgoing.flush();
+        match answer.wait(deadline) {
+            Some(Ok(_)) | Some(Err(Error::Closed(_))) => return Ok(()),
+            Some(Err(cause)) => return Err(cause),
+            None => {}
+        }
+        let state = self.lock();
+        match &state.phase {
+            Phase::Closed { cause: cause @ Error::Refused(_), .. } => return Err(cause.clone()),
+            // Not answered in time: closed for its users all the same, but its id stays taken.
+            Phase::Closing => self.end_locked(state, &Error::Closed(Scope::Channel), true),
+            _ => {}
+        }
+        Err(self.too_late(ChannelClose::NAME, timeout))
+    }
+
+    /// The channel is at its end: keeps the first cause and wakes everyone.
+    fn end(&self, cause: &Error, close_ok_missing: bool) {
+        self.end_locked(self.lock(), cause, close_ok_missing);
+    }
+
+    fn end_locked(&self, mut state: MutexGuard<'_, State>, cause: &Error, close_ok_missing: bool) {
+        // Who closes the channel waits until its id is free.
+        let closer = if close_ok_missing { None } else { state.closer.take() };
+        let first = match &state.phase {
+            Phase::Closed { cause, .. } => Some(cause.clone()),
+            Phase::Open | Phase::Closing => None,
+        };
+        let cause = first.as_ref().unwrap_or(cause);
+        if first.is_none() {
+            state.phase = Phase::Closed { cause: cause.clone(), close_ok_missing };
+        }
+        let calls = std::mem::take(&mut state.calls);
+        let consumers = std::mem::take(&mut state.consumers);
+        state.unacked.clear();
+        // Under the lock: should somebody open the channel again at once, this comes before.
+        let tell = self.confirms.lose(cause);
+        drop(state);
+        tell();
+        // Before the answers: once a close has returned, nothing is delivered any more.
+        for consumer in consumers.into_values() {
+            consumer.end(End::Lost(cause.clone()));
+        }
+        for answer in calls.into_iter().map(|call| call.answer).chain(closer) {
+            answer.put(Err(cause.clone()));
+        }
+    }
+
+    /// The reader's: the peer closes the channel.
+    fn closed_by_peer(&self, close: ChannelClose<'_>) {
+        let cause = refusal(Scope::Channel, &close.into());
+        // Without a call that gets it, the error may never be seen by anybody.
+        let level = if self.lock().calls.is_empty() { log::Level::Warn } else { log::Level::Debug };
+        log::log!(target: "leveret::channel", level, "channel {}: {cause}", self.gate.channel());
+        let outgoing = &self.connection.outgoing;
+        let channel = self.gate.channel();
+        // All under one lock: whoever finds the gate shut finds the cause as well, and whoever learns the cause
+        // may use the id again.
+        let state = self.lock();
+        let crossed = outgoing.answer_close(&self.gate, |out| {
+            // Far below the smallest frame_max, so it cannot fail.
+            let _ = write_method(out, channel, outgoing.max_frame(), &ChannelCloseOk {});
+        });
+        if !crossed {
+            self.connection.release(channel);
+        }
+        self.end_locked(state, &cause, crossed);
+        // Afterwards: a listener may want to open the channel again.
+        self.connection.feeds.emit(|| Event::ChannelClosed { channel, cause });
+    }
+
+    /// The reader's: the peer has answered our close.
+    fn close_ok(&self) -> Result<()> {
+        let mut state = self.lock();
+        match &mut state.phase {
+            Phase::Open => {
+                return Err(Error::protocol(
+                    ReplyCode::CommandInvalid,
+                    "channel.close-ok on an open channel",
+                ));
+            }
+            Phase::Closing => {}
+            Phase::Closed { close_ok_missing, .. } => *close_ok_missing = false,
+        }
+        self.connection.release(self.gate.channel());
+        self.end_locked(state, &Error::Closed(Scope::Channel), false);
+        Ok(())
+    }
+}
+
+fn closing_method() -> ChannelClose<'static> {
+    ChannelClose {
+        reply_code: ReplyCode::Success.into(),
+        reply_text: ShortStr::truncated("closed by the application"),
+        class_id: 0,
+        method_id: 0,
+    }
+}
+
+impl Inbox for Core {
+    fn method(&self, method: Method<'_>, payload: &[u8]) -> Result<()> {
+        match method {
+            Method::ChannelClose(close) => self.closed_by_peer(close),
+            Method::ChannelCloseOk(_) => self.close_ok()?,
+            Method::ChannelFlow(flow) => {
+                if !self.connection.outgoing.set_flow(&self.gate, flow.active) {
+                    return Err(Error::protocol(ReplyCode::ResourceError, "too many unread answers"));
+                }
+            }
+            Method::BasicCancel(cancel) => {
+                self.consumer_cancelled(cancel.consumer_tag.bytes());
+                if !cancel.no_wait {
+                    let outgoing = &self.connection.outgoing;
+                    outgoing.push(&self.gate, Kind::Method, Urgency::Writer, None, |out, channel| {
+                        let answer = BasicCancelOk { consumer_tag: cancel.consumer_tag };
+                        write_method(out, channel, outgoing.max_frame(), &answer)
+                    })?;
+                }
+            }
+            Method::BasicCancelOk(ok) => {
+                // Before the caller is woken, who may drop the consumer; unless nobody has asked for it.
+                if self.expects(method.name()) {
+                    self.consumer_ended(ok.consumer_tag.bytes());
+                }
+                self.answer(method.name(), Answer::Method(payload.to_vec()))?;
+            }
+            Method::BasicAck(ack) => self.confirmed(ack.delivery_tag, ack.multiple, true),
+            Method::BasicNack(nack) => self.confirmed(nack.delivery_tag, nack.multiple, false),
+            Method::BasicRecoverOk(_) => {
+                self.lock().unacked.clear();
+                self.answer(method.name(), Answer::Method(payload.to_vec()))?;
+            }
+            _ => self.answer(method.name(), Answer::Method(payload.to_vec()))?,
+        }
+        Ok(())
+    }
+
+    fn content(&self, content: Content) -> Result<()> {
+        match Method::decode(content.parts.method(&content.bytes)) {
+            Ok(method @ Method::BasicGetOk(ok)) => {
+                let name = method.name();
+                let delivery_tag = ok.delivery_tag;
+                self.got(delivery_tag);
+                self.answer(name, Answer::Content(content))
+            }
+            Ok(Method::BasicReturn(method)) => {
+                let returned = self.returned(method, &content);
+                let channel = self.gate.channel();
+                self.connection.feeds.emit(|| Event::Returned { channel, returned });
+                Ok(())
+            }
+            Ok(other) => {
+                Err(Error::protocol(ReplyCode::CommandInvalid, format!("{} with a content", other.name())))
+            }
+            Err(malformed) => Err(Error::protocol(ReplyCode::FrameError, malformed.to_string())),
+        }
+    }
+
+    fn deliveries(&self, consumer_tag: &[u8], batch: Batch) {
+        self.delivered(consumer_tag, batch);
+    }
+
+    fn fail(&self, cause: &Error) {
+        self.end(cause, false);
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if self.0.lock().check_open().is_err() {
+            // The reason was returned to a call, or logged when it came.
+            return;
+        }
+        if let Err(error) = self.0.close(self.0.connection.limits.drop_timeout) {
+            log::warn!(target: "leveret::channel", "closing channel {} on drop: {error}", self.0.gate.channel());
+        }
+    }
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Channel")
+            .field("id", &self.id())
+            .field("open", &self.is_open())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core").field("gate", &self.gate).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,436 @@
+//! Which publishes of a channel the broker has confirmed. Pure: no lock, no clock, no waiting.
+//!
+//! Publishes are numbered in the order in which they stand on the wire; the broker acks and nacks these numbers
+//! one by one or up to one, in any order. Everything here goes by number, never by counting.
+//!
+//! The broker counts anew when the channel is opened again. Here every publish keeps an *id* of its own, so that
+//! nothing of the old channel is ever taken for something of the new one.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use super::{confirm::Outcome, unacked::Unacked};
+use crate::{
+    error::{Error, Returned},
+    sync::OneShot,
+};
+
+/// How many failures are kept for `wait_for_confirms` when nobody asks; the others are only counted.
+const KEPT_FAILURES: usize = 1000;
+
+/// The publishes of one channel.
+#[derive(Debug, Default)]
+pub(super) struct Tracker {
+    /// The id of the last publish.
+    published: u64,
+    /// The last id before the broker began to count anew.
+    counted_from: u64,
+    outstanding: Unacked,
+    /// Mandatory publishes that are outstanding, oldest first: only these can be returned.
+    mandatory: VecDeque<Mandatory>,
+    /// Who wants to know about one publish in particular.
+    handles: HashMap<u64, Arc<OneShot<Outcome>>>,
+    failures: Failures,
+}
+
+/// How a publish is known: here, and to the broker and the user.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Numbered {
+    pub(super) id: u64,
+    /// Counted from 1 since the channel was put into confirm mode; 0 for a publish that is not confirmed.
+    pub(super) number: u64,
+}
+
+/// Hashes of a message: a return does not say which publish it is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Fingerprint {
+    /// Of exchange, routing key and body.
+    pub(super) message: u64,
+    /// Brokers may change these: RabbitMQ takes a `BCC` header out.
+    pub(super) properties: u64,
+}
+
+#[derive(Debug)]
+struct Mandatory {
+    id: u64,
+    fingerprint: Fingerprint,
+    returned: Option<Arc<Returned>>,
+}
+
+/// What went wrong, until everybody was told who wants to know.
+///
+/// A failure is reported once, but to all reports that were under way when it happened: of two threads that wait
+/// for everything to be confirmed, none may believe that it was.
+#[derive(Debug, Default)]
+struct Failures {
+    kept: VecDeque<Failure>,
+    /// The place of the next one in the order of all.
+    next: u64,
+    /// How many were not kept for want of room.
+    more: u64,
+    /// Everything before this has been reported.
+    told: Mark,
+    /// Reports under way: what each begins with.
+    reports: Vec<Mark>,
+}
+
+#[derive(Debug)]
+struct Failure {
+    place: u64,
+    id: u64,
+    number: u64,
+    outcome: Outcome,
+}
+
+/// Where a report begins.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Mark {
+    place: u64,
+    more: u64,
+}
+
+impl Failures {
+    fn push(&mut self, id: u64, number: u64, outcome: Outcome) {
+        if self.kept.len() < KEPT_FAILURES {
+            self.kept.push_back(Failure { place: self.next, id, number, outcome });
+            self.next += 1;
+        } else {
+            self.more += 1;
+        }
+    }
+
+    fn begin(&mut self) -> Mark {
+        self.reports.push(self.told);
+        self.told
+    }
+
+    fn end(&mut self, mark: Mark, and_forget: bool) -> (Vec<(u64, Outcome)>, u64) {
+        if let Some(place) = self.reports.iter().position(|other| *other == mark) {
+            self.reports.swap_remove(place);
+        }
+        let failures = self.kept.iter().filter(|failure| failure.place >= mark.place);
+        let failures = failures.map(|failure| (failure.number, failure.outcome.clone())).collect();
+        if and_forget {
+            self.told = Mark { place: self.next, more: self.more };
+        }
+        let wanted = self.reports.iter().map(|report| report.place).min().unwrap_or(self.told.place);
+        self.kept.retain(|failure| failure.place >= wanted);
+        (failures, self.more - mark.more)
+    }
+}
+
+/// Outcomes for those who wait for one publish, to be delivered once no lock is held.
+#[derive(Debug, Default)]
+#[must_use]
+pub(super) struct Told(Vec<(Arc<OneShot<Outcome>>, Outcome)>);
+
+impl Told {
+    pub(super) fn deliver(self) {
+        for (handle, outcome) in self.0 {
+            handle.put(outcome);
+        }
+    }
+}
+
+impl Tracker {
+    /// Numbers a publish; `fingerprint` if it is mandatory.
+    pub(super) fn publish(
+        &mut self,
+        fingerprint: Option<Fingerprint>,
+        handle: Option<Arc<OneShot<Outcome>>>,
+    ) -> Numbered {
+        self.published += 1;
+        let id = self.published;
+        self.outstanding.insert(id);
+        if let Some(fingerprint) = fingerprint {
+            self.mandatory.push_back(Mandatory { id, fingerprint, returned: None });
+        }
+        if let Some(handle) = handle {
+            self.handles.insert(id, handle);
+        }
+        Numbered { id, number: self.number(id) }
+    }
+
+    fn number(&self, id: u64) -> u64 {
+        id - self.counted_from
+    }
+
+    /// The id of the last publish.
+    pub(super) fn published(&self) -> u64 {
+        self.published
+    }
+
+    pub(super) fn outstanding(&self) -> usize {
+        self.outstanding.len()
+    }
+
+    /// Something up to `id` is outstanding.
+    pub(super) fn is_waiting_for(&self, id: u64) -> bool {
+        self.outstanding.first().is_some_and(|first| first <= id)
+    }
+
+    /// The broker has settled one publish, or all up to it. Numbers that are not outstanding are ignored.
+    pub(super) fn settle(&mut self, number: u64, multiple: bool, acked: bool) -> Told {
+        let mut told = Told::default();
+        let outcome = if acked { Outcome::Acked } else { Outcome::Nacked };
+        let id = self.counted_from.saturating_add(number);
+        if !multiple {
+            if self.outstanding.contains(id) {
+                self.resolve(id, outcome, &mut told);
+            }
+            return told;
+        }
+        let last = if number == 0 { u64::MAX } else { id };
+        if acked && self.handles.is_empty() && self.mandatory.is_empty() {
+            // Nobody wants to know more than how many are left.
+            self.outstanding.remove_up_to(last);
+        }
+        while let Some(first) = self.outstanding.first().filter(|first| *first <= last) {
+            self.resolve(first, outcome.clone(), &mut told);
+        }
+        told
+    }
+
+    /// The broker has returned a message: that of the oldest outstanding publish with this fingerprint which
+    /// was not returned yet, or else of one that differs only in the properties. Gives it back when there is none.
+    pub(super) fn returned(
+        &mut self,
+        fingerprint: Fingerprint,
+        returned: Arc<Returned>,
+    ) -> Option<Arc<Returned>> {
+        let mut similar = None;
+        for (place, mandatory) in self.mandatory.iter().enumerate() {
+            if mandatory.returned.is_some() || mandatory.fingerprint.message != fingerprint.message {
+                continue;
+            }
+            similar = similar.or(Some(place));
+            if mandatory.fingerprint == fingerprint {
+                similar = Some(place);
+                break;
+            }
+        }
+        match similar.and_then(|place| self.mandatory.get_mut(place)) {
+            Some(mandatory) => {
+                mandatory.returned = Some(returned);
+                None
+            }
+            None => Some(returned),
+        }
+    }
+
+    /// The channel is gone: nothing more will be heard of what is outstanding.
+    pub(super) fn lose(&mut self, cause: &Error) -> Told {
+        let mut told = Told::default();
+        while let Some(first) = self.outstanding.first() {
+            self.resolve(first, Outcome::Unknown(cause.clone()), &mut told);
+        }
+        told
+    }
+
+    /// The broker counts anew, on a newly opened channel. Failures that nobody was told stay.
+    pub(super) fn restart(&mut self) {
+        self.counted_from = self.published;
+    }
+
+    /// A report begins, to end with [`end_report`](Tracker::end_report).
+    pub(super) fn begin_report(&mut self) -> Mark {
+        self.failures.begin()
+    }
+
+    /// The failures that nobody was told when this report began, by number, and how many there were beyond those
+    /// that are kept. Without `and_forget` later reports have them as well.
+    pub(super) fn end_report(&mut self, mark: Mark, and_forget: bool) -> (Vec<(u64, Outcome)>, u64) {
+        self.failures.end(mark, and_forget)
+    }
+
+    /// Somebody was told what became of this publish.
+    pub(super) fn told(&mut self, id: u64) {
+        self.failures.kept.retain(|failure| failure.id != id);
+    }
+
+    /// Takes the first failure that is a return.
+    pub(super) fn take_returned(&mut self) -> Option<Arc<Returned>> {
+        let kept = &mut self.failures.kept;
+        let place = kept.iter().position(|failure| matches!(failure.outcome, Outcome::Returned(_)))?;
+        match kept.remove(place)?.outcome {
+            Outcome::Returned(returned) => Some(returned),
+            _ => None,
+        }
+    }
+
+    /// The numbers that are outstanding up to the one with the id `last`.
+    pub(super) fn outstanding_up_to(&self, last: u64) -> impl Iterator<Item = u64> + '_ {
+        self.outstanding.iter().take_while(move |id| *id <= last).map(|id| self.number(id))
+    }
+
+    fn resolve(&mut self, id: u64, outcome: Outcome, told: &mut Told) {
+        self.outstanding.remove(id);
+        // A return that arrived decides, whatever came after it.
+        let returned = self.take_mandatory(id).and_then(|mandatory| mandatory.returned);
+        let outcome = returned.map_or(outcome, Outcome::Returned);
+        let handle = self.handles.remove(&id);
+        if !matches!(outcome, Outcome::Acked) {
+            self.failures.push(id, self.number(id), outcome.clone());
+        }
+        if let Some(handle) = handle {
+            told.0.push((handle, outcome));
+        }
+    }
+
+    fn take_mandatory(&mut self, id: u64) -> Option<Mandatory> {
+        // Sorted by id.
+        let place = self.mandatory.binary_search_by_key(&id, |mandatory| mandatory.id).ok()?;
+        self.mandatory.remove(place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn returned() -> Arc<Returned> {
+        Arc::new(Returned::default())
+    }
+
+    fn print(message: u64) -> Fingerprint {
+        Fingerprint { message, properties: 0 }
+    }
+
+    fn watch(tracker: &mut Tracker, fingerprint: Option<Fingerprint>) -> Arc<OneShot<Outcome>> {
+        let handle = OneShot::new();
+        let _ = tracker.publish(fingerprint, Some(handle.clone()));
+        handle
+    }
+
+    fn report(tracker: &mut Tracker) -> (Vec<(u64, Outcome)>, u64) {
+        let mark = tracker.begin_report();
+        tracker.end_report(mark, true)
+    }
+
+    fn outcome(handle: &OneShot<Outcome>) -> Option<Outcome> {
+        handle.wait(Some(std::time::Instant::now()))
+    }
+
+    /// Row 62: single, multiple, out of order, multiple then single; attributed by tag.
+    #[test]
+    fn acks_are_attributed_by_number_in_any_order() {
+        let mut tracker = Tracker::default();
+        let handles: Vec<_> = (0..6).map(|_| watch(&mut tracker, None)).collect();
+        tracker.settle(4, false, false).deliver();
+        tracker.settle(3, true, true).deliver();
+        tracker.settle(2, false, false).deliver();
+        tracker.settle(99, false, true).deliver();
+        let seen: Vec<_> = handles.iter().map(|handle| outcome(handle)).collect();
+        assert!(matches!(
+            &seen[..],
+            [
+                Some(Outcome::Acked),
+                Some(Outcome::Acked),
+                Some(Outcome::Acked),
+                Some(Outcome::Nacked),
+                None,
+                None
+            ]
+        ));
+        assert_eq!(tracker.outstanding(), 2);
+        assert!(tracker.is_waiting_for(5) && !tracker.is_waiting_for(4));
+        tracker.settle(0, true, true).deliver();
+        assert_eq!(tracker.outstanding(), 0);
+    }
+
+    /// Row 62: a return belongs to its own publish.
+    #[test]
+    fn a_return_belongs_to_the_oldest_publish_of_the_same_message() {
+        let mut tracker = Tracker::default();
+        let handles: Vec<_> =
+            [Some(7), None, Some(8), Some(7)].map(|message| watch(&mut tracker, message.map(print))).into();
+        assert!(tracker.returned(print(8), returned()).is_none());
+        assert!(tracker.returned(print(7), returned()).is_none());
+        assert!(tracker.returned(print(9), returned()).is_some(), "of a message that was not published");
+        tracker.settle(4, true, true).deliver();
+        let seen: Vec<_> = handles.iter().map(|handle| outcome(handle)).collect();
+        assert!(matches!(
+            &seen[..],
+            [
+                Some(Outcome::Returned(_)),
+                Some(Outcome::Acked),
+                Some(Outcome::Returned(_)),
+                Some(Outcome::Acked)
+            ]
+        ));
+        assert!(tracker.mandatory.is_empty() && tracker.handles.is_empty());
+    }
+
+    /// Row 62: properties decide only between messages that are the same otherwise.
+    #[test]
+    fn a_return_whose_properties_were_changed_finds_its_publish() {
+        let mut tracker = Tracker::default();
+        let of = |message, properties| Fingerprint { message, properties };
+        let handles: Vec<_> =
+            [of(7, 1), of(7, 2), of(8, 3)].map(|fingerprint| watch(&mut tracker, Some(fingerprint))).into();
+        assert!(tracker.returned(of(7, 2), returned()).is_none());
+        assert!(tracker.returned(of(8, 99), returned()).is_none());
+        assert!(tracker.returned(of(8, 3), returned()).is_some(), "it has come back already");
+        tracker.settle(3, true, true).deliver();
+        let seen: Vec<_> = handles.iter().map(|handle| outcome(handle)).collect();
+        assert!(matches!(
+            &seen[..],
+            [Some(Outcome::Acked), Some(Outcome::Returned(_)), Some(Outcome::Returned(_))]
+        ));
+    }
+
+    /// Row 61: what was lost is listed, also after the channel was opened again.
+    #[test]
+    fn what_is_lost_is_a_failure_until_somebody_is_told() {
+        let mut tracker = Tracker::default();
+        for number in 1..=2 {
+            assert_eq!(tracker.publish(None, None), Numbered { id: number, number });
+        }
+        tracker.settle(1, false, true).deliver();
+        tracker.lose(&Error::WouldBlock).deliver();
+        tracker.restart();
+        assert_eq!(tracker.publish(None, None), Numbered { id: 3, number: 1 });
+        let (failures, more) = report(&mut tracker);
+        assert!(matches!(&failures[..], [(2, Outcome::Unknown(Error::WouldBlock))]) && more == 0);
+        assert!(report(&mut tracker).0.is_empty());
+        tracker.settle(1, true, false).deliver();
+        assert!(matches!(&report(&mut tracker).0[..], [(1, Outcome::Nacked)]));
+    }
+
+    /// Row 61: whoever was waiting when something failed hears of it, and nobody hears of it later.
+    #[test]
+    fn a_failure_is_reported_to_all_who_were_waiting() {
+        let mut tracker = Tracker::default();
+        let (first, second) = (tracker.begin_report(), tracker.begin_report());
+        let numbered = tracker.publish(None, Some(OneShot::new()));
+        let _ = tracker.publish(None, None);
+        tracker.settle(2, true, false).deliver();
+        assert_eq!(tracker.end_report(first, true).0.len(), 2);
+        let third = tracker.begin_report();
+        tracker.told(numbered.id);
+        assert!(matches!(&tracker.end_report(second, true).0[..], [(2, Outcome::Nacked)]));
+        assert!(tracker.end_report(third, true).0.is_empty());
+        assert!(tracker.failures.kept.is_empty() && tracker.failures.reports.is_empty());
+    }
+
+    /// Row 63: memory stays flat, whatever is dropped and whatever fails.
+    #[test]
+    fn nothing_grows_with_the_number_of_publishes() {
+        let mut tracker = Tracker::default();
+        for number in 1..=100_000 {
+            drop(watch(&mut tracker, Some(print(1))));
+            if number % 100 == 0 {
+                tracker.settle(number, true, true).deliver();
+            }
+        }
+        assert!(tracker.handles.is_empty() && tracker.mandatory.is_empty());
+        for _ in 0..10_000 {
+            let numbered = tracker.publish(None, None);
+            tracker.settle(numbered.number, false, false).deliver();
+        }
+        let (failures, more) = report(&mut tracker);
+        assert_eq!((failures.len(), more), (KEPT_FAILURES, 10_000 - KEPT_FAILURES as u64));
+    }
+}

@@ -1,0 +1,106 @@
+//! Transactions: publishes and acknowledgements that take effect together.
+
+use super::Channel;
+use crate::{
+    error::Result,
+    protocol::spec::{Method, TxCommit, TxRollback, TxSelect},
+};
+
+impl Channel {
+    /// Puts the channel into transaction mode: publishes and acknowledgements take effect with
+    /// [`tx_commit`](Channel::tx_commit). [`transaction`](Channel::transaction) is the safer form.
+    ///
+    /// It stays in this mode until it is closed. Confirm mode is not possible on it.
+    ///
+    /// # Errors
+    /// [`Error::Refused`](crate::Error::Refused) with 406 on a channel in confirm mode. Those of every call: see
+    /// [`Channel`].
+    pub fn tx_select(&self) -> Result<()> {
+        self.call(&TxSelect {}, |method| matches!(method, Method::TxSelectOk(_)).then_some(()))
+    }
+
+    /// Makes what was published and acknowledged since the last commit or rollback take effect.
+    ///
+    /// # Errors
+    /// [`Error::Refused`](crate::Error::Refused): 406 without [`tx_select`](Channel::tx_select); 404 and others
+    /// for a publish in the transaction. Those of every call: see [`Channel`].
+    pub fn tx_commit(&self) -> Result<()> {
+        self.call(&TxCommit {}, |method| matches!(method, Method::TxCommitOk(_)).then_some(()))
+    }
+
+    /// Forgets what was published and acknowledged since the last commit or rollback.
+    ///
+    /// Deliveries whose acknowledgement is rolled back are outstanding again at the broker, but RabbitMQ does not
+    /// deliver them again by itself: [`basic_recover`](Channel::basic_recover) makes it do so. They can no longer
+    /// be settled one by one here.
+    ///
+    /// # Errors
+    /// Those of every call: see [`Channel`].
+    pub fn tx_rollback(&self) -> Result<()> {
+        rollback(self)
+    }
+
+    /// Begins a transaction, which is rolled back unless it is [committed](Transaction::commit).
+    ///
+    /// # Errors
+    /// Those of [`tx_select`](Channel::tx_select).
+    ///
+    /// ```no_run
+    /// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+    /// let transaction = channel.transaction()?;
+    /// channel.basic_publish("", "orders", "order 7")?;
+    /// channel.basic_publish("", "invoices", "invoice 7")?;
+    /// transaction.commit()?; // both, or, without this line, none
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    pub fn transaction(&self) -> Result<Transaction> {
+        self.tx_select()?;
+        Ok(Transaction { channel: Some(self.clone()) })
+    }
+}
+
+fn rollback(channel: &Channel) -> Result<()> {
+    channel.call(&TxRollback {}, |method| matches!(method, Method::TxRollbackOk(_)).then_some(()))
+}
+
+/// A transaction on a channel: everything published and acknowledged on that channel while it lasts.
+///
+/// Dropping it rolls back, also when a panic unwinds, and waits for the broker's answer at most
+/// [`drop_timeout`](crate::Config::drop_timeout); an error is logged then.
+#[derive(Debug)]
+#[must_use = "dropping it rolls back"]
+pub struct Transaction {
+    /// `None` once it has ended.
+    channel: Option<Channel>,
+}
+
+impl Transaction {
+    /// Makes it take effect. Waits for the broker's answer.
+    ///
+    /// # Errors
+    /// Those of [`Channel::tx_commit`]. It has not taken effect then, except after a
+    /// [timeout](crate::Error::Timeout) or the loss of the connection, where that is not known.
+    pub fn commit(mut self) -> Result<()> {
+        self.channel.take().map_or(Ok(()), |channel| channel.tx_commit())
+    }
+
+    /// Forgets it. Waits for the broker's answer.
+    ///
+    /// # Errors
+    /// Those of every call: see [`Channel`].
+    pub fn rollback(mut self) -> Result<()> {
+        self.channel.take().map_or(Ok(()), |channel| rollback(&channel))
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        let Some(channel) = self.channel.take() else { return };
+        let limit = channel.core().connection.limits.drop_timeout;
+        if channel.is_open()
+            && let Err(error) = rollback(&channel.within(limit))
+        {
+            log::warn!(target: "leveret::channel", "rolling back on drop: {error}");
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! Events: an ordered, bounded feed that never holds up the connection, and listeners on top of it.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    panic::{self, AssertUnwindSafe},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::Connection;
+use crate::{
+    error::{Error, Result, Returned},
+    sync::{Waiter, lock, wake_all},
+};
+
+/// How many events wait for a slow reader of the feed before the oldest are dropped.
+const FEED_LENGTH: usize = 1000;
+
+/// Something that happened on a connection.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Event {
+    /// The connection is open. Always the first event of a feed, unless the connection had ended before.
+    Connected,
+    /// The broker accepts nothing from publishers for the time being.
+    Blocked {
+        /// The broker's own words.
+        reason: Arc<str>,
+    },
+    /// The broker accepts messages again.
+    Unblocked,
+    /// The broker closed a channel.
+    ChannelClosed {
+        /// The channel's number.
+        channel: u16,
+        /// Why.
+        cause: Error,
+    },
+    /// The broker cancelled a consumer, usually because its queue was deleted.
+    ConsumerCancelled {
+        /// The channel's number.
+        channel: u16,
+        /// The consumer's tag.
+        consumer_tag: Arc<str>,
+    },
+    /// The broker returned a message that matched no queue.
+    Returned {
+        /// The channel's number.
+        channel: u16,
+        /// The message.
+        returned: Arc<Returned>,
+    },
+    /// The broker acked or nacked a published message, or all up to it.
+    Confirmed {
+        /// The channel's number.
+        channel: u16,
+        /// The number of the publish on its channel.
+        sequence_number: u64,
+        /// Everything up to this number.
+        multiple: bool,
+        /// Acked; otherwise nacked.
+        acked: bool,
+    },
+    /// A listener panicked. It is not called again.
+    ListenerFailed {
+        /// The message of the panic.
+        message: Arc<str>,
+    },
+    /// The connection has ended. Always the last event.
+    Closed {
+        /// Why; [`Error::Closed`] when the program closed it.
+        cause: Error,
+    },
+}
+
+/// A feed of [`Event`]s, in order: an iterator that waits for the next one and ends after
+/// [`Event::Closed`].
+///
+/// It begins when it is made. It holds up nobody: when 1000 events wait, the oldest are dropped and counted.
+pub struct Events(Arc<Feed>);
+
+#[derive(Debug, Default)]
+struct Feed(Mutex<FeedState>);
+
+#[derive(Debug, Default)]
+struct FeedState {
+    events: VecDeque<Event>,
+    missed: u64,
+    ended: bool,
+    waiting: Vec<Waiter>,
+}
+
+impl Feed {
+    fn push(&self, event: Event) {
+        let mut state = lock(&self.0);
+        state.ended |= matches!(event, Event::Closed { .. });
+        state.events.push_back(event);
+        if state.events.len() > FEED_LENGTH {
+            state.events.pop_front();
+            state.missed += 1;
+        }
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        wake_all(waiting);
+    }
+}
+
+impl Events {
+    /// The next event if one is here. **Does not wait.**
+    pub fn try_next(&mut self) -> Option<Event> {
+        self.next_before(Some(Instant::now()))
+    }
+
+    /// Waits at most `timeout` for the next event; `None` when none came, and after the last one.
+    pub fn next_timeout(&mut self, timeout: Duration) -> Option<Event> {
+        self.next_before(Instant::now().checked_add(timeout))
+    }
+
+    /// How many events were dropped so far because nobody took them.
+    pub fn missed(&self) -> u64 {
+        lock(&self.0.0).missed
+    }
+
+    fn next_before(&mut self, deadline: Option<Instant>) -> Option<Event> {
+        loop {
+            let mut state = lock(&self.0.0);
+            if let Some(event) = state.events.pop_front() {
+                return Some(event);
+            }
+            if state.ended {
+                return None;
+            }
+            state.waiting.push(Waiter::current());
+            drop(state);
+            if !Waiter::park(deadline) {
+                lock(&self.0.0).waiting.retain(|waiter| !waiter.is_current());
+                return None;
+            }
+        }
+    }
+}
+
+impl Iterator for Events {
+    type Item = Event;
+
+    /// **Waits without a limit** for the next event; see [`next_timeout`](Events::next_timeout).
+    fn next(&mut self) -> Option<Event> {
+        self.next_before(None)
+    }
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Events").field("missed", &self.missed()).finish_non_exhaustive()
+    }
+}
+
+/// The feeds of one connection.
+#[derive(Debug, Default)]
+pub(crate) struct Feeds {
+    /// Somebody listens. Looked at before an event is made.
+    wanted: AtomicBool,
+    state: Mutex<FeedsState>,
+}
+
+#[derive(Debug, Default)]
+struct FeedsState {
+    feeds: Vec<Weak<Feed>>,
+    /// The last event, once it was.
+    closed: Option<Error>,
+}
+
+impl Feeds {
+    /// Passes on what `event` makes, if anybody listens. Never waits. The order of the calls is that of the feed.
+    pub(crate) fn emit(&self, event: impl FnOnce() -> Event) {
+        if !self.wanted.load(Ordering::SeqCst) {
+            return;
+        }
+        let mut state = lock(&self.state);
+        // What the reader had in hand when another thread ended the connection: too late.
+        if state.closed.is_none() {
+            self.pass_on(&mut state, &event());
+        }
+    }
+
+    /// The connection has ended: the last event.
+    pub(super) fn close(&self, cause: &Error) {
+        let mut state = lock(&self.state);
+        if state.closed.is_none() {
+            state.closed = Some(cause.clone());
+            self.pass_on(&mut state, &Event::Closed { cause: cause.clone() });
+        }
+    }
+
+    fn pass_on(&self, state: &mut FeedsState, event: &Event) {
+        state.feeds.retain(|feed| match feed.upgrade() {
+            Some(feed) => {
+                feed.push(event.clone());
+                true
+            }
+            None => false,
+        });
+        self.wanted.store(!state.feeds.is_empty(), Ordering::SeqCst);
+    }
+
+    fn subscribe(&self) -> Events {
+        let feed = Arc::new(Feed::default());
+        let mut state = lock(&self.state);
+        match &state.closed {
+            Some(cause) => feed.push(Event::Closed { cause: cause.clone() }),
+            None => {
+                feed.push(Event::Connected);
+                state.feeds.push(Arc::downgrade(&feed));
+                self.wanted.store(true, Ordering::SeqCst);
+            }
+        }
+        Events(feed)
+    }
+}
+
+impl Connection {
+    /// A new feed of events, from now on.
+    ///
+    /// ```no_run
+    /// # let connection = leveret::Connection::open("amqp://localhost")?;
+    /// use leveret::Event;
+    ///
+    /// let events = connection.events();
+    /// std::thread::spawn(move || {
+    ///     for event in events {
+    ///         match event {
+    ///             Event::Blocked { reason } => eprintln!("the broker is {reason}"),
+    ///             Event::Closed { cause } => eprintln!("the end: {cause}"),
+    ///             _ => {}
+    ///         }
+    ///     }
+    /// });
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    pub fn events(&self) -> Events {
+        self.handle.shared.feeds.subscribe()
+    }
+
+    /// Has `listener` called for every event from now on, on a thread of its own (`leveret-events`), which ends
+    /// with the connection. Any call of this crate is allowed in it.
+    ///
+    /// A listener that panics is not called again; the panic is logged, and the other listeners are told
+    /// ([`Event::ListenerFailed`]).
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the thread cannot be started.
+    pub fn on_event(&self, mut listener: impl FnMut(&Event) + Send + 'static) -> Result<()> {
+        let events = self.events();
+        // Not the handle: a listener does not keep its connection open.
+        let shared = Arc::downgrade(&self.handle.shared);
+        let run = move || {
+            for event in events {
+                let called = panic::catch_unwind(AssertUnwindSafe(|| listener(&event)));
+                if let Err(panic) = called {
+                    let message: Arc<str> = panic_message(&*panic).into();
+                    log::error!(target: "leveret::events", "a listener panicked: {message}");
+                    if let Some(shared) = shared.upgrade() {
+                        shared.feeds.emit(|| Event::ListenerFailed { message });
+                    }
+                    return;
+                }
+            }
+        };
+        thread::Builder::new()
+            .name("leveret-events".into())
+            .spawn(run)
+            .map(drop)
+            .map_err(|error| Error::io("starting a thread", error))
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+        (Some(text), _) => text,
+        (_, Some(text)) => text,
+        _ => "a panic without a message",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn blocked(reason: &str) -> Event {
+        Event::Blocked { reason: reason.into() }
+    }
+
+    /// Row 19: ordered, bounded, never blocking.
+    #[test]
+    fn a_feed_that_nobody_reads_drops_its_oldest_events_and_counts_them() {
+        let feeds = Feeds::default();
+        feeds.emit(|| unreachable!("nobody listens"));
+        let mut events = feeds.subscribe();
+        for number in 0..FEED_LENGTH {
+            feeds.emit(|| blocked(&number.to_string()));
+        }
+        feeds.close(&Error::WouldBlock);
+        feeds.emit(|| blocked("too late"));
+        assert_eq!(events.missed(), 2, "Connected and the first");
+        assert!(matches!(events.try_next(), Some(Event::Blocked { reason }) if &*reason == "1"));
+        assert!(matches!(events.by_ref().last(), Some(Event::Closed { .. })));
+        assert!(events.try_next().is_none());
+    }
+
+    #[test]
+    fn every_feed_begins_with_the_state_of_the_connection() {
+        let feeds = Feeds::default();
+        assert!(matches!(feeds.subscribe().try_next(), Some(Event::Connected)));
+        feeds.emit(|| blocked("a feed that is gone is not served"));
+        assert!(lock(&feeds.state).feeds.is_empty());
+        feeds.close(&Error::WouldBlock);
+        feeds.close(&Error::Nacked);
+        let all: Vec<Event> = feeds.subscribe().collect();
+        assert!(matches!(&all[..], [Event::Closed { cause: Error::WouldBlock }]));
+    }
+}

@@ -1,0 +1,553 @@
+//! The outgoing half of a connection: one bounded buffer of whole frames, and whose turn it is to write.
+//!
+//! Whatever goes to the peer is appended here under one short lock, so the order of the appends is the order
+//! on the wire. Only the holder of the *turn* writes to the transport, and never with the lock held:
+//!
+//! - a caller that is about to wait for an answer takes the turn, if it is free, and writes (no thread hop);
+//! - a lone publish or ack is written by its caller at once; those that follow closely are gathered, and
+//!   written by whoever fills the buffer to [`FLUSH_AT`], by the next caller that waits, or by the writer
+//!   thread after [`LINGER`](super::writer::LINGER);
+//! - a large body is written from the caller's own slice, a few frames a turn, so that others get between.
+//!
+//! A write that cannot proceed is left to the writer thread, which watches the deadlines.
+//!
+//! Invariant: user code never runs under the lock, and the lock is taken last: after a channel's lock, never
+//! before one.
+
+mod gate;
+mod large;
+
+pub(crate) use gate::Gate;
+
+use std::{
+    io::{self, IoSlice},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    error::{Error, Result},
+    protocol::{frame::write_method, spec::ChannelFlowOk},
+    sync::{Waiter, lock, wake_all},
+    transport::{Patience, Transport, is_timeout},
+};
+use gate::{BUSY, OWES_FLOW_OK, SHUT, STOPPED};
+
+/// A caller that gathers this much writes it out: larger writes are hardly cheaper per byte.
+const FLUSH_AT: usize = 64 * 1024;
+
+/// How often the holder of a turn goes on for others that appended meanwhile, before he leaves it to the
+/// writer thread and returns to his own business.
+const ROUNDS: usize = 4;
+
+/// An emptied buffer larger than this is given back to the allocator.
+const KEEP_CAPACITY: usize = 1024 * 1024;
+
+/// Answers that the reader thread owes the peer go beyond the limit by at most this, because the reader must
+/// not wait. A peer that provokes more without reading is given up.
+const READER_SLACK: usize = 1024 * 1024;
+
+/// What is appended, as far as gates care.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A method alone; passes while the channel's flow is stopped.
+    Method,
+    /// A method with a content.
+    Content,
+}
+
+/// Who cares when it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Urgency {
+    /// The caller calls [`Outgoing::flush`] himself before he waits.
+    Caller,
+    /// Nobody waits for an answer.
+    Stream,
+    /// The writer thread shall write it now; the caller must not.
+    Writer,
+}
+
+/// What became of an append.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Push {
+    /// It is in the buffer. If `flush`, the caller is to call [`Outgoing::flush_stream`] once it holds no
+    /// lock.
+    Accepted { flush: bool },
+    /// There is no room, or the gate lets nothing through now. A waiter that was given is woken when it may
+    /// be worth another try.
+    Later,
+    /// The channel or the connection is closed; its stored error says why.
+    Shut,
+    /// The deadline passed after a part of a large content had been sent: the connection cannot be used any more.
+    HalfSent,
+}
+
+/// The phases of the sending side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Open,
+    /// Our `connection.close` is in the buffer: nothing may follow it.
+    Closing,
+    /// What is in the buffer is still written, until the deadline; nothing new is accepted.
+    Draining(Instant),
+    Shut,
+}
+
+/// The outgoing half of one connection.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) state: Mutex<State>,
+    /// Where the writer thread sleeps.
+    pub(super) work: Condvar,
+    limit: usize,
+    max_frame: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) phase: Phase,
+    /// Whole frames that nobody has begun to write.
+    buffer: Vec<u8>,
+    /// An empty buffer to swap with.
+    spare: Vec<u8>,
+    /// What a turn could not write; goes first.
+    unfinished: Unfinished,
+    /// What the transport itself had left to write when somebody last looked; goes before that.
+    backlog: usize,
+    /// Somebody is writing at this moment, and how much.
+    turn: Option<usize>,
+    /// An append since the last pause was written at once; further ones are gathered.
+    pub(super) streaming: bool,
+    /// The writer thread sleeps without a timer for gathered frames.
+    pub(super) writer_asleep: bool,
+    /// The writer thread shall write without lingering.
+    pub(super) urgent: bool,
+    /// Since when nothing could be written although there is something.
+    pub(super) stalled_since: Option<Instant>,
+    pub(super) last_write: Instant,
+    /// The broker accepts no contents at the moment, on any channel.
+    pub(super) blocked: bool,
+    /// A write failed; the writer thread reports it.
+    pub(super) failure: Option<Error>,
+    /// Callers that wait for room, for a turn or for a gate.
+    waiting: Vec<Waiter>,
+}
+
+#[derive(Debug, Default)]
+struct Unfinished {
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Unfinished {
+    fn len(&self) -> usize {
+        self.bytes.len() - self.sent
+    }
+
+    fn rest(&self) -> &[u8] {
+        self.bytes.get(self.sent..).unwrap_or_default()
+    }
+}
+
+impl State {
+    pub(super) fn unsent(&self) -> usize {
+        self.unfinished.len() + self.buffer.len() + self.backlog
+    }
+
+    pub(super) fn may_take_turn(&self) -> bool {
+        self.turn.is_none() && self.failure.is_none() && self.phase != Phase::Shut
+    }
+
+    /// What takes up room: also what is being written.
+    fn occupied(&self) -> usize {
+        self.unsent() + self.turn.unwrap_or(0)
+    }
+
+    /// For the writer thread's heartbeats, which need no gate and no room.
+    pub(super) fn append(&mut self, encode: impl FnOnce(&mut Vec<u8>)) {
+        encode(&mut self.buffer);
+    }
+
+    fn recycle(&mut self, mut bytes: Vec<u8>) {
+        if bytes.capacity() <= KEEP_CAPACITY && bytes.capacity() > self.spare.capacity() {
+            bytes.clear();
+            self.spare = bytes;
+        }
+    }
+}
+
+impl Outgoing {
+    pub(crate) fn new(transport: Arc<dyn Transport>, limit: usize, max_frame: usize) -> Outgoing {
+        let state = State {
+            phase: Phase::Open,
+            buffer: Vec::new(),
+            spare: Vec::new(),
+            unfinished: Unfinished::default(),
+            backlog: 0,
+            turn: None,
+            streaming: false,
+            writer_asleep: true,
+            urgent: false,
+            stalled_since: None,
+            last_write: Instant::now(),
+            blocked: false,
+            failure: None,
+            waiting: Vec::new(),
+        };
+        Outgoing { transport, state: Mutex::new(state), work: Condvar::new(), limit, max_frame }
+    }
+
+    pub(crate) fn max_frame(&self) -> usize {
+        self.max_frame
+    }
+
+    /// Appends what `encode` writes, if the gate lets it through and there is room.
+    ///
+    /// # Errors
+    /// What `encode` returns; the buffer is as it was before then.
+    #[inline]
+    pub(crate) fn push(
+        &self,
+        gate: &Gate,
+        kind: Kind,
+        urgency: Urgency,
+        waiter: Option<Waiter>,
+        encode: impl FnOnce(&mut Vec<u8>, u16) -> Result<()>,
+    ) -> Result<Push> {
+        let mut state = lock(&self.state);
+        let bits = gate.bits();
+        if bits & SHUT != 0 || state.phase != Phase::Open {
+            return Ok(Push::Shut);
+        }
+        let limit = if urgency == Urgency::Writer { self.limit + READER_SLACK } else { self.limit };
+        let stopped = bits & STOPPED != 0 || state.blocked;
+        let held = bits & BUSY != 0 || (stopped && kind == Kind::Content);
+        if held || state.occupied() >= limit {
+            state.waiting.extend(waiter);
+            return Ok(Push::Later);
+        }
+        let before = state.buffer.len();
+        if let Err(error) = encode(&mut state.buffer, bits as u16) {
+            state.buffer.truncate(before);
+            return Err(error);
+        }
+        Ok(Push::Accepted { flush: self.arrange_writing(state, urgency) })
+    }
+
+    /// Decides who writes what was appended; true when the caller is to.
+    fn arrange_writing(&self, mut state: MutexGuard<'_, State>, urgency: Urgency) -> bool {
+        let wake_writer = match urgency {
+            Urgency::Caller => false,
+            Urgency::Writer => {
+                state.urgent = true;
+                true
+            }
+            // The holder of the turn sees it when he is done.
+            Urgency::Stream if state.turn.is_some() => false,
+            Urgency::Stream => {
+                if !std::mem::replace(&mut state.streaming, true) || state.buffer.len() >= FLUSH_AT {
+                    return true;
+                }
+                std::mem::replace(&mut state.writer_asleep, false)
+            }
+        };
+        drop(state);
+        if wake_writer {
+            self.work.notify_one();
+        }
+        false
+    }
+
+    /// Like [`push`](Outgoing::push), and waits for room until `deadline`; [`Push::Later`] means that it has
+    /// passed. Writes what is to be written.
+    #[inline]
+    pub(crate) fn push_within(
+        &self,
+        gate: &Gate,
+        kind: Kind,
+        deadline: impl Fn() -> Option<Instant>,
+        mut encode: impl FnMut(&mut Vec<u8>, u16) -> Result<()>,
+    ) -> Result<Push> {
+        let mut pushed = self.push(gate, kind, Urgency::Stream, None, &mut encode)?;
+        if pushed == Push::Later {
+            let deadline = deadline();
+            loop {
+                pushed = self.push(gate, kind, Urgency::Stream, Some(Waiter::current()), &mut encode)?;
+                if pushed != Push::Later || !self.pause(deadline) {
+                    break;
+                }
+            }
+        }
+        if pushed == (Push::Accepted { flush: true }) {
+            self.flush_stream();
+        }
+        Ok(pushed)
+    }
+
+    /// Waits after [`Push::Later`]; false when the deadline has passed.
+    pub(crate) fn pause(&self, deadline: Option<Instant>) -> bool {
+        let woken = Waiter::park(deadline);
+        if !woken {
+            lock(&self.state).waiting.retain(|waiter| !waiter.is_current());
+        }
+        woken
+    }
+
+    /// Something that was accepted has not reached the socket.
+    pub(super) fn has_unsent(&self) -> bool {
+        lock(&self.state).occupied() > 0
+    }
+
+    /// For a caller that is about to wait: writes what was gathered, and the stream, if there was one, pauses.
+    pub(crate) fn flush(&self) {
+        let mut state = lock(&self.state);
+        state.streaming = false;
+        self.write_gathered(state, Patience::None);
+    }
+
+    /// For a caller whose append was [`Push::Accepted`] with `flush`: writes what was gathered; the stream may
+    /// go on. The peer's pace becomes the caller's: that keeps the buffer small, and in the cache.
+    pub(crate) fn flush_stream(&self) {
+        self.write_gathered(lock(&self.state), Patience::Quantum);
+    }
+
+    /// The same for a caller who must not wait.
+    pub(crate) fn flush_stream_now(&self) {
+        self.write_gathered(lock(&self.state), Patience::None);
+    }
+
+    fn write_gathered(&self, state: MutexGuard<'_, State>, patience: Patience) {
+        if state.unsent() > 0 && state.may_take_turn() {
+            self.write_out(state, patience);
+        }
+    }
+
+    /// Writes with the turn, which must be free, until nothing is left or nothing more can be written.
+    pub(super) fn write_out<'a>(&'a self, mut state: MutexGuard<'a, State>, patience: Patience) {
+        for _ in 0..ROUNDS {
+            if state.unsent() == 0 || !state.may_take_turn() {
+                break;
+            }
+            let mut batch = std::mem::take(&mut state.unfinished);
+            if batch.len() == 0 {
+                let empty = std::mem::take(&mut state.spare);
+                batch = Unfinished { bytes: std::mem::replace(&mut state.buffer, empty), sent: 0 };
+            }
+            state.turn = Some(batch.len());
+            drop(state);
+            let (sent, result) = self.send(&[batch.rest()], patience);
+            batch.sent += sent;
+            state = lock(&self.state);
+            state.turn = None;
+            let blocked = self.note(&mut state, sent, result);
+            if batch.len() == 0 {
+                state.recycle(batch.bytes);
+            } else {
+                state.unfinished = batch;
+            }
+            if blocked {
+                break;
+            }
+        }
+        self.end_turn(state);
+    }
+
+    /// Sends all of `parts`, or what can be sent; first what the transport still has.
+    fn send(&self, parts: &[&[u8]], patience: Patience) -> (usize, io::Result<()>) {
+        let total: usize = parts.iter().map(|part| part.len()).sum();
+        let mut slices = [IoSlice::new(&[]); large::MAX_PARTS];
+        let mut count = 0;
+        for (slice, part) in slices.iter_mut().zip(parts.iter().filter(|part| !part.is_empty())) {
+            *slice = IoSlice::new(part);
+            count += 1;
+        }
+        let mut rest = slices.get_mut(..count).unwrap_or_default();
+        let mut sent = 0;
+        while sent < total || self.transport.backlog() > 0 {
+            match self.transport.write(rest, patience) {
+                Ok(0) if sent < total => return (sent, Err(io::ErrorKind::WriteZero.into())),
+                Ok(written) => {
+                    sent += written;
+                    IoSlice::advance_slices(&mut rest, written);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return (sent, Err(error)),
+            }
+        }
+        (sent, Ok(()))
+    }
+
+    /// Notes the outcome of a write; true when no more can be written now.
+    fn note(&self, state: &mut State, sent: usize, result: io::Result<()>) -> bool {
+        let backlog = self.transport.backlog();
+        if sent > 0 || backlog < state.backlog {
+            state.last_write = Instant::now();
+            state.stalled_since = None;
+        }
+        state.backlog = backlog;
+        match result {
+            Ok(()) => false,
+            Err(error) => {
+                if is_timeout(&error) {
+                    state.stalled_since.get_or_insert_with(Instant::now);
+                } else {
+                    state.failure.get_or_insert(Error::io("writing", error));
+                }
+                true
+            }
+        }
+    }
+
+    /// The reader's: reading has made the transport want to write something, which the writer thread does.
+    pub(crate) fn write_backlog(&self) {
+        let mut state = lock(&self.state);
+        // The holder of the turn sees it when he is done.
+        if state.turn.is_none() {
+            state.backlog = self.transport.backlog();
+            state.urgent = true;
+            self.work.notify_one();
+        }
+    }
+
+    /// Gives the turn up: wakes those who wait for it, and the writer thread if something is left to do.
+    fn end_turn(&self, mut state: MutexGuard<'_, State>) {
+        let ending = !matches!(state.phase, Phase::Open | Phase::Closing);
+        let left = state.unsent() > 0 || state.failure.is_some() || ending;
+        state.urgent |= left;
+        let waiting = if state.occupied() < self.limit || state.failure.is_some() {
+            std::mem::take(&mut state.waiting)
+        } else {
+            Vec::new()
+        };
+        drop(state);
+        if left {
+            self.work.notify_one();
+        }
+        wake_all(waiting);
+    }
+
+    /// Shuts a channel's gate behind the close that `last` appends. [`Push::Later`] while a content is being
+    /// sent in pieces: nothing may come between these.
+    pub(crate) fn shut(
+        &self,
+        gate: &Gate,
+        waiter: Option<Waiter>,
+        last: impl FnOnce(&mut Vec<u8>, u16) -> Result<()>,
+    ) -> Result<Push> {
+        let pushed = self.push(gate, Kind::Method, Urgency::Caller, waiter, |out, channel| {
+            last(out, channel)?;
+            gate.set(SHUT);
+            Ok(())
+        });
+        self.wake_waiting();
+        pushed
+    }
+
+    /// Shuts a channel's gate without a word.
+    pub(crate) fn shut_silently(&self, gate: &Gate) {
+        gate.set(SHUT);
+        self.wake_waiting();
+    }
+
+    /// The reader's: shuts a channel's gate and appends the answer to the peer's close, even between the
+    /// pieces of a content, which the peer ignores by now. True if a close of ours went out before.
+    pub(crate) fn answer_close(&self, gate: &Gate, answer: impl FnOnce(&mut Vec<u8>)) -> bool {
+        let mut state = lock(&self.state);
+        let before = gate.set(SHUT);
+        if state.phase == Phase::Open {
+            answer(&mut state.buffer);
+        }
+        let waiting = std::mem::take(&mut state.waiting);
+        self.arrange_writing(state, Urgency::Writer);
+        wake_all(waiting);
+        before & SHUT != 0
+    }
+
+    fn wake_waiting(&self) {
+        let waiting = std::mem::take(&mut lock(&self.state).waiting);
+        wake_all(waiting);
+    }
+
+    /// Stops or resumes contents on a channel, and answers so; a content that is on its way is finished before
+    /// the answer. False when the peer asks for ever more answers without reading them.
+    pub(crate) fn set_flow(&self, gate: &Gate, active: bool) -> bool {
+        let mut state = lock(&self.state);
+        if active {
+            gate.clear(STOPPED);
+        } else {
+            gate.set(STOPPED);
+        }
+        let bits = gate.bits();
+        if bits & BUSY != 0 {
+            gate.set(OWES_FLOW_OK);
+        } else if bits & SHUT == 0 && state.phase == Phase::Open {
+            self.append_flow_ok(&mut state, bits);
+        }
+        let bounded = state.occupied() < self.limit + READER_SLACK;
+        let waiting = std::mem::take(&mut state.waiting);
+        self.arrange_writing(state, Urgency::Writer);
+        wake_all(waiting);
+        bounded
+    }
+
+    fn append_flow_ok(&self, state: &mut State, bits: u32) {
+        let answer = ChannelFlowOk { active: bits & STOPPED == 0 };
+        // Far below the smallest frame_max, so it cannot fail.
+        let _ = write_method(&mut state.buffer, bits as u16, self.max_frame, &answer);
+    }
+
+    /// Stops or resumes contents on all channels.
+    pub(crate) fn set_blocked(&self, blocked: bool) {
+        let mut state = lock(&self.state);
+        state.blocked = blocked;
+        // A broker that is short of memory does not read; that is no reason to give it up.
+        state.stalled_since = None;
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        wake_all(waiting);
+    }
+
+    /// Appends what `last` writes, and refuses everything from now on. [`Push::Later`] while there is no room.
+    pub(crate) fn close(&self, waiter: Option<Waiter>, last: impl FnOnce(&mut Vec<u8>)) -> Push {
+        let mut state = lock(&self.state);
+        if state.phase != Phase::Open {
+            return Push::Shut;
+        }
+        if state.occupied() >= self.limit {
+            state.waiting.extend(waiter);
+            return Push::Later;
+        }
+        last(&mut state.buffer);
+        state.phase = Phase::Closing;
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        wake_all(waiting);
+        Push::Accepted { flush: true }
+    }
+
+    /// Refuses everything from now on, lets `last` append what is still to be said, and has the writer thread
+    /// write what is left within `grace` and then shut the transport down.
+    pub(crate) fn finish(&self, grace: Duration, last: impl FnOnce(&mut Vec<u8>)) {
+        let mut state = lock(&self.state);
+        if matches!(state.phase, Phase::Open | Phase::Closing) {
+            last(&mut state.buffer);
+            state.phase = Phase::Draining(Instant::now() + grace);
+        }
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        self.work.notify_one();
+        wake_all(waiting);
+    }
+
+    /// Like [`finish`](Outgoing::finish), without writing anything more.
+    pub(crate) fn abort(&self) {
+        let mut state = lock(&self.state);
+        state.phase = Phase::Shut;
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        self.transport.shutdown();
+        self.work.notify_one();
+        wake_all(waiting);
+    }
+}

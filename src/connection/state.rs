@@ -1,0 +1,479 @@
+//! What the threads of one connection share: the phase, the channels' inboxes, and the way to the end.
+//!
+//! # Locks
+//!
+//! The order of the crate's locks: a channel's state, then `Shared::state`, then [`Outgoing`]'s, then a channel's
+//! confirms. A consumer's queue, a feed and [`Incoming`]'s are taken alone.
+
+use std::{
+    collections::VecDeque,
+    io,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use super::{
+    events::{Event, Feeds},
+    handshake::Negotiated,
+    incoming::Incoming,
+    outgoing::{Gate, Kind, Outgoing, Push, Urgency},
+};
+use crate::{
+    error::{Error, Refusal, ReplyCode, Result, Scope},
+    protocol::{
+        content::{Content, Parts},
+        frame::write_method,
+        spec::{ConnectionClose, ConnectionCloseOk, ConnectionUpdateSecret, Method, MethodBody, method_name},
+        wire::{LongStr, ShortStr},
+    },
+    sync::{OneShot, Waiter, lock, wake_all},
+    transport::Transport,
+};
+
+/// How long the last frame to the peer (a close-ok, or the reason why we give up) may take.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// The longest text of ours in a close: a short string.
+const CLOSED_BY_APPLICATION: &str = "closed by the application";
+
+/// Where the reader puts what comes for one channel. Called by the reader thread only (and `fail` by whoever
+/// ends the connection): an inbox must not wait, and must not call user code.
+pub(crate) trait Inbox: Send + Sync {
+    /// A method without content.
+    ///
+    /// # Errors
+    /// The peer broke the protocol; ends the connection.
+    fn method(&self, method: Method<'_>, payload: &[u8]) -> Result<()>;
+
+    /// A complete content other than a delivery.
+    ///
+    /// # Errors
+    /// The peer broke the protocol; ends the connection.
+    fn content(&self, content: Content) -> Result<()>;
+
+    /// Deliveries to one consumer, in order.
+    fn deliveries(&self, consumer_tag: &[u8], batch: Batch);
+
+    /// The connection is gone.
+    fn fail(&self, cause: &Error);
+}
+
+/// Deliveries of one read to one consumer, packed into one buffer.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) deliveries: Vec<Arrived>,
+}
+
+impl Batch {
+    /// What the batch takes of memory, about.
+    pub(crate) fn size(&self) -> usize {
+        self.bytes.capacity() + self.deliveries.capacity() * size_of::<Arrived>()
+    }
+}
+
+/// One delivery in a [`Batch`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Arrived {
+    pub(crate) parts: Parts,
+    pub(crate) delivery_tag: u64,
+    pub(crate) redelivered: bool,
+}
+
+/// The limits in time and space that the user chose and the threads need.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    pub(crate) call_timeout: Duration,
+    pub(crate) close_timeout: Duration,
+    pub(crate) drop_timeout: Duration,
+    pub(crate) publish_timeout: Duration,
+    pub(crate) confirm_timeout: Duration,
+    pub(crate) max_outstanding_confirms: usize,
+    pub(crate) allow_immediate: bool,
+    pub(crate) outgoing_buffer: usize,
+    pub(crate) incoming_buffer: usize,
+    pub(crate) max_message_size: u64,
+    pub(crate) prefetch: u16,
+}
+
+/// One connection, as its threads and channels see it.
+pub(crate) struct Shared {
+    pub(super) transport: Arc<dyn Transport>,
+    pub(crate) outgoing: Outgoing,
+    pub(crate) incoming: Incoming,
+    pub(crate) negotiated: Negotiated,
+    pub(crate) limits: Limits,
+    pub(crate) feeds: Feeds,
+    /// Channel 0.
+    gate: Gate,
+    state: Mutex<State>,
+}
+
+struct State {
+    phase: Phase,
+    slots: Vec<Slot>,
+    /// Why the broker accepts nothing from publishers at the moment, if so.
+    blocked: Option<Arc<str>>,
+    /// Callers that wait for a new secret to be accepted, in the order of their frames.
+    new_secrets: VecDeque<Arc<OneShot<Result<()>>>>,
+    /// Callers that wait for the end of the connection.
+    waiting: Vec<Waiter>,
+}
+
+enum Phase {
+    Open,
+    /// Our `connection.close` is on its way.
+    Closing,
+    /// The first cause, kept for ever.
+    Closed(Error),
+}
+
+/// One channel id, from 1 on.
+enum Slot {
+    Used(Arc<dyn Inbox>),
+    /// Was used once; frames that come late for it are ignored.
+    Free,
+}
+
+/// What a channel id in a received frame means.
+pub(crate) enum Addressee {
+    Channel(Arc<dyn Inbox>),
+    /// A channel that was closed.
+    Nobody,
+    /// A channel that this client never opened.
+    Unknown,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("negotiated", &self.negotiated).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(transport: Arc<dyn Transport>, negotiated: Negotiated, limits: Limits) -> Shared {
+        Shared {
+            transport: transport.clone(),
+            outgoing: Outgoing::new(transport, limits.outgoing_buffer, negotiated.max_frame()),
+            incoming: Incoming::new(limits.incoming_buffer),
+            negotiated,
+            limits,
+            feeds: Feeds::default(),
+            gate: Gate::opened(0),
+            state: Mutex::new(State {
+                phase: Phase::Open,
+                slots: Vec::new(),
+                blocked: None,
+                new_secrets: VecDeque::new(),
+                waiting: Vec::new(),
+            }),
+        }
+    }
+
+    /// Why nothing more can be done on this connection; `None` while it is open.
+    pub(crate) fn cause(&self) -> Option<Error> {
+        match &lock(&self.state).phase {
+            Phase::Open => None,
+            Phase::Closing => Some(Error::Closed(Scope::Connection)),
+            Phase::Closed(cause) => Some(cause.clone()),
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        matches!(lock(&self.state).phase, Phase::Closed(_))
+    }
+
+    /// Why the broker accepts nothing from publishers at the moment, if so.
+    pub(crate) fn blocked(&self) -> Option<Arc<str>> {
+        lock(&self.state).blocked.clone()
+    }
+
+    fn set_blocked(&self, reason: Option<Arc<str>>) {
+        let blocked = reason.is_some();
+        lock(&self.state).blocked = reason.clone();
+        self.outgoing.set_blocked(blocked);
+        self.feeds.emit(|| reason.map_or(Event::Unblocked, |reason| Event::Blocked { reason }));
+    }
+
+    /// The error for a wait that has come to its end: a broker that has blocked the connection is the better
+    /// explanation.
+    pub(crate) fn too_late(&self, waiting_for: &'static str, limit: Duration) -> Error {
+        match self.blocked() {
+            Some(reason) => Error::Blocked { reason },
+            None => Error::timeout(waiting_for, limit),
+        }
+    }
+
+    /// Gives `inbox` a channel id that is not in use.
+    pub(crate) fn register(&self, inbox: Arc<dyn Inbox>) -> Result<u16> {
+        let mut state = lock(&self.state);
+        match &state.phase {
+            Phase::Open => {}
+            Phase::Closing => return Err(Error::Closed(Scope::Connection)),
+            Phase::Closed(cause) => return Err(cause.clone()),
+        }
+        let max = self.negotiated.channel_max;
+        let free = state.slots.iter().position(|slot| matches!(slot, Slot::Free));
+        let index = match free {
+            Some(index) => index,
+            None if state.slots.len() < max.into() => {
+                state.slots.push(Slot::Free);
+                state.slots.len() - 1
+            }
+            None => return Err(Error::ChannelsExhausted { max }),
+        };
+        if let Some(slot) = state.slots.get_mut(index) {
+            *slot = Slot::Used(inbox);
+        }
+        Ok(index as u16 + 1)
+    }
+
+    /// The id may be used again: both sides have closed the channel.
+    pub(crate) fn release(&self, channel: u16) {
+        let index = usize::from(channel).wrapping_sub(1);
+        let mut state = lock(&self.state);
+        // The inbox is dropped after the lock was released.
+        let _inbox = state.slots.get_mut(index).map(|slot| std::mem::replace(slot, Slot::Free));
+        drop(state);
+    }
+
+    pub(crate) fn addressee(&self, channel: u16) -> Addressee {
+        let index = usize::from(channel).wrapping_sub(1);
+        match lock(&self.state).slots.get(index) {
+            Some(Slot::Used(inbox)) => Addressee::Channel(inbox.clone()),
+            Some(Slot::Free) => Addressee::Nobody,
+            None => Addressee::Unknown,
+        }
+    }
+
+    /// The reader's: a method on channel 0.
+    pub(crate) fn control(&self, method: Method<'_>) -> Result<()> {
+        match method {
+            Method::ConnectionClose(close) => {
+                self.fail(refusal(Scope::Connection, &close.into()));
+                Ok(())
+            }
+            Method::ConnectionCloseOk(_) if self.cause().is_some() => {
+                self.fail(Error::Closed(Scope::Connection));
+                Ok(())
+            }
+            Method::ConnectionBlocked(blocked) => {
+                let reason = blocked.reason.to_text();
+                log::warn!(target: "leveret::connection", "blocked by the broker: {reason}");
+                self.set_blocked(Some(reason.into()));
+                Ok(())
+            }
+            Method::ConnectionUnblocked(_) => {
+                log::info!(target: "leveret::connection", "no longer blocked by the broker");
+                self.set_blocked(None);
+                Ok(())
+            }
+            Method::ConnectionUpdateSecretOk(_) => {
+                let accepted = lock(&self.state).new_secrets.pop_front();
+                match accepted {
+                    Some(new_secret) => {
+                        new_secret.put(Ok(()));
+                        Ok(())
+                    }
+                    None => Err(Error::protocol(
+                        ReplyCode::CommandInvalid,
+                        "connection.update-secret-ok, which nobody asked for",
+                    )),
+                }
+            }
+            other => Err(Error::protocol(
+                ReplyCode::CommandInvalid,
+                format!("{} on channel 0 of an open connection", other.name()),
+            )),
+        }
+    }
+
+    /// The one way to the end: keeps the first cause, tells the peer what is due, wakes everyone.
+    pub(crate) fn fail(&self, cause: Error) {
+        let mut state = lock(&self.state);
+        if matches!(state.phase, Phase::Closed(_)) {
+            return;
+        }
+        // Asked to close, and then answered or lost: closed by the application, unless something that was accepted
+        // is lost with it.
+        let closed = matches!(state.phase, Phase::Closing) && !self.outgoing.has_unsent();
+        let kept = if closed { Error::Closed(Scope::Connection) } else { cause.clone() };
+        state.phase = Phase::Closed(kept.clone());
+        let slots = std::mem::take(&mut state.slots);
+        let waiting = std::mem::take(&mut state.waiting);
+        let new_secrets = std::mem::take(&mut state.new_secrets);
+        drop(state);
+        if !kept.is_closed() {
+            log::warn!(target: "leveret::connection", "connection lost: {kept}");
+        }
+        match &cause {
+            Error::Refused(_) => self.outgoing.finish(LAST_WORDS, |out| {
+                let _ = write_method(out, 0, self.outgoing.max_frame(), &ConnectionCloseOk {});
+            }),
+            Error::Protocol(violation) => self.outgoing.finish(LAST_WORDS, |out| {
+                let _ = write_method(
+                    out,
+                    0,
+                    self.outgoing.max_frame(),
+                    &close_method(violation.code, &violation.text),
+                );
+            }),
+            _ => self.outgoing.abort(),
+        }
+        self.incoming.close();
+        for slot in slots {
+            if let Slot::Used(inbox) = slot {
+                inbox.fail(&kept);
+            }
+        }
+        for new_secret in new_secrets {
+            new_secret.put(Err(kept.clone()));
+        }
+        self.feeds.close(&kept);
+        wake_all(waiting);
+    }
+
+    /// Sends `connection.close` and waits for the answer. Any number of callers may do so; one frame is sent.
+    pub(crate) fn close(&self, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now() + timeout;
+        let _awaiting = self.incoming.awaiting();
+        let first = {
+            let mut state = lock(&self.state);
+            match &state.phase {
+                Phase::Open => {
+                    state.phase = Phase::Closing;
+                    true
+                }
+                Phase::Closing => false,
+                Phase::Closed(cause) if cause.is_closed() => return Ok(()),
+                Phase::Closed(cause) => return Err(cause.clone()),
+            }
+        };
+        if first {
+            self.send_close(deadline);
+        }
+        if self.wait_closed(Some(deadline)) {
+            return self.cause().filter(|cause| !cause.is_closed()).map_or(Ok(()), Err);
+        }
+        let error = self.too_late("connection.close", timeout);
+        log::warn!(target: "leveret::connection", "{error}; the socket is closed all the same");
+        self.fail(error.clone());
+        Err(error)
+    }
+
+    /// Gives the broker a new secret and waits until it has accepted it.
+    pub(super) fn update_secret(&self, new_secret: &str, reason: &str) -> Result<()> {
+        let limit = self.limits.call_timeout;
+        let deadline = Instant::now().checked_add(limit);
+        let method = ConnectionUpdateSecret {
+            new_secret: LongStr(new_secret.as_bytes()),
+            reason: ShortStr::new("the reason", reason)?,
+        };
+        let _awaiting = self.incoming.awaiting();
+        let answer = OneShot::new();
+        loop {
+            let mut state = lock(&self.state);
+            match &state.phase {
+                Phase::Open => {}
+                Phase::Closing => return Err(Error::Closed(Scope::Connection)),
+                Phase::Closed(cause) => return Err(cause.clone()),
+            }
+            let waiter = Some(Waiter::current());
+            // Appended under the lock of the waiters, so that answers come in their order.
+            let pushed =
+                self.outgoing.push(&self.gate, Kind::Method, Urgency::Caller, waiter, |out, channel| {
+                    write_method(out, channel, self.outgoing.max_frame(), &method)
+                })?;
+            if let Push::Accepted { .. } = pushed {
+                state.new_secrets.push_back(answer.clone());
+                break;
+            }
+            drop(state);
+            if pushed != Push::Later || !self.outgoing.pause(deadline) {
+                return Err(self
+                    .cause()
+                    .unwrap_or_else(|| self.too_late(ConnectionUpdateSecret::NAME, limit)));
+            }
+        }
+        self.outgoing.flush();
+        answer.wait(deadline).unwrap_or_else(|| Err(self.too_late(ConnectionUpdateSecret::NAME, limit)))
+    }
+
+    fn send_close(&self, deadline: Instant) {
+        loop {
+            let pushed = self.outgoing.close(Some(Waiter::current()), |out| {
+                let close = close_method(ReplyCode::Success, CLOSED_BY_APPLICATION);
+                // Far below the smallest frame_max, so it cannot fail.
+                let _ = write_method(out, 0, self.outgoing.max_frame(), &close);
+            });
+            if pushed != Push::Later || !self.outgoing.pause(Some(deadline)) {
+                break;
+            }
+        }
+        self.outgoing.flush();
+    }
+
+    /// Waits for the end of the connection; false when `deadline` came first.
+    pub(crate) fn wait_closed(&self, deadline: Option<Instant>) -> bool {
+        loop {
+            let mut state = lock(&self.state);
+            if matches!(state.phase, Phase::Closed(_)) {
+                return true;
+            }
+            state.waiting.push(Waiter::current());
+            drop(state);
+            if !Waiter::park(deadline) {
+                lock(&self.state).waiting.retain(|waiter| !waiter.is_current());
+                return false;
+            }
+        }
+    }
+}
+
+fn close_method(code: ReplyCode, text: &str) -> ConnectionClose<'_> {
+    ConnectionClose {
+        reply_code: code.into(),
+        reply_text: ShortStr::truncated(text),
+        class_id: 0,
+        method_id: 0,
+    }
+}
+
+/// The fields that `connection.close` and `channel.close` have in common.
+pub(crate) struct CloseFields<'a> {
+    reply_code: u16,
+    reply_text: ShortStr<'a>,
+    class_id: u16,
+    method_id: u16,
+}
+
+macro_rules! close_fields {
+    ($($method:ident),+) => { $(
+        impl<'a> From<crate::protocol::spec::$method<'a>> for CloseFields<'a> {
+            fn from(close: crate::protocol::spec::$method<'a>) -> CloseFields<'a> {
+                CloseFields {
+                    reply_code: close.reply_code,
+                    reply_text: close.reply_text,
+                    class_id: close.class_id,
+                    method_id: close.method_id,
+                }
+            }
+        }
+    )+ };
+}
+close_fields!(ConnectionClose, ChannelClose);
+
+/// The error that a close of the broker stands for.
+pub(crate) fn refusal(scope: Scope, close: &CloseFields<'_>) -> Error {
+    Error::Refused(Arc::new(Refusal {
+        scope,
+        code: close.reply_code.into(),
+        text: close.reply_text.to_text(),
+        method: method_name(close.class_id, close.method_id).to_owned(),
+    }))
+}
+
+/// The peer closed its side without a word.
+pub(crate) fn end_of_stream(during: &'static str) -> Error {
+    Error::io(during, io::Error::new(io::ErrorKind::UnexpectedEof, "the peer closed the connection"))
+}

@@ -1,0 +1,213 @@
+//! The fuzz functions without a fuzzer: over the kept corpus, over inputs that once failed, and over random
+//! input. None of this needs more than `cargo test`.
+
+use std::collections::HashSet;
+use std::mem::discriminant;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use fastrand::Rng;
+
+use super::*;
+use crate::protocol::{
+    spec::{
+        BasicCancel, BasicDeliver, BasicGetOk, BasicReturn, ChannelClose, ChannelCloseOk, ChannelFlow,
+        ConnectionBlocked, ConnectionClose, QueueDeclareOk, tests::random,
+    },
+    wire::ShortStr,
+};
+
+/// Where the corpora and the regressions are.
+fn fuzz_directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz")
+}
+
+/// Names and contents of the files in a directory of `fuzz/`; none when there is no such directory.
+fn inputs(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths.map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+}
+
+/// Row 91: whatever a fuzzer found worth keeping, and whatever ever failed, is repeated by every test run.
+#[test]
+fn the_kept_corpus_and_all_regressions_pass() {
+    for Target { name, run } in TARGETS {
+        let corpus = inputs(&fuzz_directory().join("corpus").join(name));
+        assert!(!corpus.is_empty(), "fuzz/corpus/{name} has inputs");
+        let regressions = inputs(&fuzz_directory().join("regressions").join(name));
+        for (path, bytes) in corpus.into_iter().chain(regressions) {
+            // Shown when the test fails.
+            println!("{}", path.display());
+            run(&bytes);
+        }
+    }
+}
+
+/// The corpus has a seed for every method, every type of field and every property. With `LEVERET_WRITE_SEEDS=1`
+/// in the environment the seeds are written instead.
+#[test]
+fn the_kept_corpus_has_its_seeds() {
+    for (target, name, bytes) in seeds() {
+        let path = fuzz_directory().join("corpus").join(target).join(name);
+        if env::var_os("LEVERET_WRITE_SEEDS").is_some() {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, &bytes).unwrap();
+        }
+        assert!(
+            fs::read(&path).is_ok_and(|kept| kept == bytes),
+            "{} is missing or out of date: run this test with LEVERET_WRITE_SEEDS=1",
+            path.display()
+        );
+    }
+}
+
+/// Target, file name and input. Few and large, since each method, type and property needs one place only: a
+/// fuzzer takes them apart by itself.
+fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    let mut rng = Rng::with_seed(5);
+    let mut methods = Vec::new();
+    for row in Method::TABLE {
+        let payload = random::method(&mut rng, row).payload;
+        Method::decode(&payload).unwrap().write_frame(&mut methods, 1, MAX_FRAME).unwrap();
+    }
+    let mut contents = Vec::new();
+    for row in Method::TABLE.iter().filter(|row| row.has_content) {
+        let payload = random::method(&mut rng, row).payload;
+        Method::decode(&payload).unwrap().write_frame(&mut contents, 1, MAX_FRAME).unwrap();
+        contents.extend(random::content(&mut rng, 1, MAX_FRAME));
+        frame::write_heartbeat(&mut contents);
+    }
+    let [whole, sliced] = [0, 7].map(|cut| [&[cut], &conversation(&mut rng)[..]].concat());
+    vec![
+        ("connection", "whole", whole),
+        ("connection", "sliced", sliced),
+        ("uri", "parts", b"amqps://us%65r:p%40ss@host:5671,[::1]:5672/v%2fhost?heartbeat=5".to_vec()),
+        ("uri", "absent", b"AMQP:///?verify=verify_none&connection_timeout=100&authMechanism=plain".to_vec()),
+        ("frame", "every-method", methods),
+        ("frame", "contents", contents),
+        ("table", "every-type", every_type(&mut rng)),
+        ("properties", "all", all_properties(&mut rng)),
+        ("properties", "none", vec![0, 0]),
+    ]
+}
+
+/// What a broker may say to the channels of the fixture: deliveries to both consumers, answers to both calls,
+/// the end of a consumer, the late answer to a close, and the end of a channel and of the connection.
+fn conversation(rng: &mut Rng) -> Vec<u8> {
+    let text = |text: &'static str| ShortStr::new("a seed", text).unwrap();
+    let mut out = Vec::new();
+    let mut say = |channel, method: Method<'_>, has_content: bool| {
+        method.write_frame(&mut out, channel, 4096).unwrap();
+        if has_content {
+            out.extend(random::content(rng, channel, 4096));
+        }
+    };
+    for (delivery_tag, consumer_tag) in [(1, "a"), (2, "a"), (3, "b"), (4, "nobody")] {
+        let deliver = BasicDeliver { consumer_tag: text(consumer_tag), delivery_tag, ..Default::default() };
+        say(1, deliver.into(), true);
+    }
+    say(1, QueueDeclareOk { queue: text("q"), ..Default::default() }.into(), false);
+    say(1, BasicGetOk { delivery_tag: 5, ..Default::default() }.into(), true);
+    say(1, BasicCancel { consumer_tag: text("b"), no_wait: false }.into(), false);
+    say(2, ChannelFlow { active: false }.into(), false);
+    say(2, BasicReturn { reply_code: 312, ..Default::default() }.into(), true);
+    say(3, ChannelCloseOk {}.into(), false);
+    say(4, BasicDeliver::default().into(), true);
+    say(0, ConnectionBlocked { reason: text("low on memory") }.into(), false);
+    say(1, ChannelClose { reply_code: 404, reply_text: text("gone"), ..Default::default() }.into(), false);
+    say(0, ConnectionClose { reply_code: 320, reply_text: text("bye"), ..Default::default() }.into(), false);
+    out
+}
+
+fn every_type(rng: &mut Rng) -> Vec<u8> {
+    let several = |rng: &mut Rng| (0..8).flat_map(|_| random::table(rng, 3).1).collect::<Vec<u8>>();
+    let has_every_type = |bytes: &Vec<u8>| {
+        let table = FieldTable::decode(bytes).unwrap();
+        let types: HashSet<_> = table.iter().map(|(_, value)| discriminant(value)).collect();
+        types.len() == random::FIELD_TYPES && bytes.len() < 3000
+    };
+    (0..10_000).map(|_| several(rng)).find(has_every_type).expect("every type comes together some time")
+}
+
+fn all_properties(rng: &mut Rng) -> Vec<u8> {
+    let all = |bytes: &Vec<u8>| bytes.starts_with(&[0xff, 0xfc]) && bytes.len() < 3000;
+    (0..10_000).map(|_| random::properties(rng).1).find(all).expect("all properties come together some time")
+}
+
+/// Row 91: random bytes, and valid input with random changes, make no decoder panic, accept what it does not
+/// encode the same way, or allocate much more than it was given.
+#[test]
+fn random_and_damaged_input_is_survived() {
+    let mut rng = Rng::with_seed(6);
+    for _ in 0..3000 {
+        let noise = random::bytes(&mut rng, 600);
+        let row = &Method::TABLE[rng.usize(..Method::TABLE.len())];
+        let mut frames = Vec::new();
+        framed(&mut frames, FrameKind::Method, &random::method(&mut rng, row).payload);
+        let row_with_content = Method::TABLE.iter().find(|row| row.has_content).unwrap();
+        framed(&mut frames, FrameKind::Method, &random::method(&mut rng, row_with_content).payload);
+        frames.extend(random::content(&mut rng, 1, MAX_FRAME));
+        let (_, table_bytes) = random::table(&mut rng, 3);
+        let (_, properties_bytes) = random::properties(&mut rng);
+        for input in [noise, frames, table_bytes, properties_bytes] {
+            let damaged = random::mutated(&mut rng, &input);
+            for bytes in [&input, &damaged] {
+                TARGETS.iter().for_each(|target| (target.run)(bytes));
+            }
+            // Damage inside of intact frames goes deeper than damaged frames do.
+            for kind in [FrameKind::Method, FrameKind::Header, FrameKind::Body] {
+                let mut intact = Vec::new();
+                framed(&mut intact, kind, &damaged);
+                frame(&intact);
+            }
+        }
+        damaged_payloads(&mut rng);
+    }
+}
+
+/// A content whose frames are intact and whose payloads are damaged, one after the other.
+fn damaged_payloads(rng: &mut Rng) {
+    let row = &Method::TABLE[rng.usize(..Method::TABLE.len())];
+    let method = random::method(rng, row).payload;
+    let mut header = [0, 60, 0, 0].to_vec();
+    let (limit, near) = (rng.choice([0u64, 1 << 31, 1 << 32, 1 << 63]).unwrap(), rng.u64(..1000));
+    let sizes = [rng.u64(..), near, limit.wrapping_add(near), limit.wrapping_sub(near)];
+    header.extend(rng.choice(sizes).unwrap().to_be_bytes());
+    header.extend(random::properties(rng).1);
+    let mut frames = Vec::new();
+    for (kind, payload) in
+        [(FrameKind::Method, method), (FrameKind::Header, header), (FrameKind::Body, random::bytes(rng, 300))]
+    {
+        framed(&mut frames, kind, &payload);
+        framed(&mut frames, kind, &random::mutated(rng, &payload));
+    }
+    frame(&frames);
+}
+
+fn framed(out: &mut Vec<u8>, kind: FrameKind, payload: &[u8]) {
+    frame::write(out, kind, 1, MAX_FRAME, |out| {
+        out.extend_from_slice(payload);
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// Row 91: the worst that a table can ask for is in proportion to what was received.
+#[test]
+fn the_worst_tables_allocate_in_proportion() {
+    let array = |items: &[u8]| {
+        let mut bytes = b"\0A".to_vec();
+        bytes.extend(u32::try_from(items.len()).unwrap().to_be_bytes());
+        bytes.extend(items);
+        bytes
+    };
+    let many_voids = array(&[b'V'; 65537]);
+    let many_entries = b"\0V".repeat(32769);
+    let many_tables = array(&b"F\0\0\0\x02\0V".repeat(9000));
+    let many_arrays = array(&b"A\0\0\0\x01V".repeat(9000));
+    for bytes in [b"\0V".to_vec(), many_voids, many_entries, many_tables, many_arrays] {
+        assert!(FieldTable::decode(&bytes).is_ok());
+        table(&bytes);
+    }
+}

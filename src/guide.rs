@@ -1,0 +1,81 @@
+#![doc = include_str!("guide/links.md")]
+#![doc = include_str!("../docs/index.md")]
+// The pages link to each other's files, for readers of the repository. `links.md` gives these links another
+// meaning in rustdoc: of two definitions of a link Markdown takes the first. `tests/docs.rs` compares the
+// two.
+#![allow(rustdoc::redundant_explicit_links)]
+
+#[doc = include_str!("guide/links.md")]
+#[doc = include_str!("../docs/introduction.md")]
+pub mod introduction {}
+
+#[doc = include_str!("guide/links.md")]
+#[doc = include_str!("../docs/sync-and-async.md")]
+///
+/// In the reference: [`Connection::with_channel`](crate::Connection::with_channel),
+/// [`Channel::flow`](crate::Channel::flow), [`Channel::no_wait`](crate::Channel::no_wait),
+/// [`Channel::deferred`](crate::Channel::deferred).
+pub mod sync_and_async {}
+
+#[doc = include_str!("guide/links.md")]
+#[doc = include_str!("../docs/connecting.md")]
+///
+/// In the reference: [`Connection`](crate::Connection), [`Config`](crate::Config),
+/// [`TlsOptions`](crate::TlsOptions), [`Stream`](crate::Stream), [`SaslMechanism`](crate::SaslMechanism).
+pub mod connecting {}
+
+#[doc = include_str!("guide/links.md")]
+#[doc = include_str!("../docs/channels.md")]
+///
+/// In the reference: [`Channel`](crate::Channel), [`Deferred`](crate::Deferred), [`Pending`](crate::Pending),
+/// [`NoWait`](crate::NoWait).
+pub mod channels {}
+
+#[doc = include_str!("guide/links.md")]
+#[doc = include_str!("../docs/queues-and-exchanges.md")]
+///
+/// In the reference: [`QueueDeclare`](crate::QueueDeclare), [`QueueBind`](crate::QueueBind),
+/// [`ExchangeDeclare`](crate::ExchangeDeclare), [`ExchangeBind`](crate::ExchangeBind),
+/// [`FieldTable`](crate::FieldTable).
+pub mod queues_and_exchanges {}
+
+#[doc = include_str!("guide/links.md")]
+#[doc = include_str!("../docs/publishing.md")]
+///
+/// In the reference: [`Publish`](crate::Publish), [`BasicProperties`](crate::BasicProperties),
+/// [`Channel::basic_publish`](crate::Channel::basic_publish), [`Confirm`](crate::Confirm),
+/// [`Outcome`](crate::Outcome), [`Returned`](crate::Returned).
+pub mod publishing {}
+
+#[doc = include_str!("guide/links.md")]
+#[doc = include_str!("../docs/consuming.md")]
+///
+/// In the reference: [`Consumer`](crate::Consumer), [`Consume`](crate::Consume),
+/// [`Delivery`](crate::Delivery), [`select`](crate::select()), [`Qos`](crate::Qos), [`Get`](crate::Get).
+pub mod consuming {}
+
+#[doc = include_str!("guide/links.md")]
+#[doc = include_str!("../docs/transactions.md")]
+///
+/// In the reference: [`Transaction`](crate::Transaction),
+/// [`Channel::transaction`](crate::Channel::transaction).
+pub mod transactions {}
+
+#[doc = include_str!("guide/links.md")]
+#[doc = include_str!("../docs/errors.md")]
+///
+/// In the reference: [`Error`](crate::Error), [`Refusal`](crate::Refusal), [`ReplyCode`](crate::ReplyCode),
+/// [`Timeout`](crate::Timeout).
+pub mod errors {}
+
+#[doc = include_str!("guide/links.md")]
+#[doc = include_str!("../docs/events-and-blocked.md")]
+///
+/// In the reference: [`Event`](crate::Event), [`Events`](crate::Events),
+/// [`Connection::on_event`](crate::Connection::on_event),
+/// [`Connection::blocked`](crate::Connection::blocked).
+pub mod events_and_blocked {}
+
+#[doc = include_str!("guide/links.md")]
+#[doc = include_str!("../docs/glossary.md")]
+pub mod glossary {}

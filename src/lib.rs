@@ -1,0 +1,119 @@
+//! A synchronous, blocking client for AMQP 0-9-1, the protocol of RabbitMQ and LavinMQ. It declares,
+//! publishes and consumes in straight lines; every wait has a limit, every failure keeps its first cause, and
+//! there is no async runtime.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use leveret::Connection;
+//!
+//! fn main() -> Result<(), leveret::Error> {
+//!     let connection = Connection::open("amqp://localhost")?;
+//!     let channel = connection.channel()?;
+//!
+//!     channel.queue_declare("hello")?;
+//!     channel.basic_publish("", "hello", "Hello World!")?;
+//!
+//!     let mut consumer = channel.basic_consume("hello")?;
+//!     while let Some(delivery) = consumer.next_timeout(Duration::from_secs(5))? {
+//!         println!("{}", delivery.text()?);
+//!         delivery.ack()?;
+//!     }
+//!     connection.close()
+//! }
+//! ```
+//!
+//! # The main types
+//!
+//! | type | what it is |
+//! |---|---|
+//! | [`Connection`] | a connection; opened with a URI or a [`Config`] |
+//! | [`Channel`] | a conversation on it: declares, publishes, consumes |
+//! | [`QueueDeclare`], [`ExchangeDeclare`], [`Publish`], [`Consume`], … | the arguments of calls; a bare name or body converts into most of them |
+//! | [`Consumer`] | an iterator over [`Delivery`]s, which are acked, nacked or rejected; [`select`] waits for several |
+//! | [`BasicProperties`], [`FieldTable`] | a message's properties and headers |
+//! | [`Confirm`], [`Outcome`] | what became of a published message |
+//! | [`Transaction`] | publishes and acks that take effect together |
+//! | [`Deferred`], [`Pending`] | calls that are sent now and answered later |
+//! | [`Events`] | what happens on a connection, in order |
+//! | [`Error`] | everything that can go wrong, sorted by what to do about it |
+//!
+//! Methods have the protocol's names. A call waits for the broker's answer unless its documentation says
+//! **Asynchronous**; an error of an asynchronous call is returned by a later one.
+//!
+//! # The guide
+//!
+//! The [guide] explains how the parts work together, page by page: [introduction](guide::introduction), [sync
+//! and async](guide::sync_and_async), [connecting](guide::connecting), [channels](guide::channels), [queues
+//! and exchanges](guide::queues_and_exchanges), [publishing](guide::publishing),
+//! [consuming](guide::consuming), [transactions](guide::transactions), [errors](guide::errors), [events and
+//! blocked connections](guide::events_and_blocked), [glossary](guide::glossary).
+//!
+//! # Promises
+//!
+//! - No call outlives its deadline: connecting, calling, publishing against a stalled broker, closing,
+//!   dropping. [Every wait and its limit](guide::connecting#every-wait-and-its-limit). The exceptions wait
+//!   for something that may never come, and say so: [`Consumer::next`](Iterator::next), [`select`],
+//!   [`Connection::wait_closed`].
+//! - Nothing stops silently: a consumer, a confirm or a connection that ends says why.
+//! - The first cause is kept: the hundredth call after a failure returns the same error as the first.
+//! - Every publish in confirm mode has exactly one [`Outcome`], and a delivery cannot be acked twice, or on a
+//!   wrong channel.
+//! - Memory is bounded on both sides, whatever the peer or the program does.
+//! - No byte from the wire can panic, over-allocate, or take down more than it must.
+//!
+//! # Threads
+//!
+//! All handles are `Send + Sync + 'static`, and a channel may be shared by any number of threads. Each
+//! connection has two threads of its own, `leveret-reader` and `leveret-writer`; no code of yours runs on
+//! them. Each [listener](Connection::on_event) has one more.
+//!
+//! # Features
+//!
+//! - `tls` (on by default): `amqps`, by native-tls, the TLS library of the operating system. Without it an
+//!   `amqps` URI is an error, and nothing else changes.
+
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+mod channel;
+mod connection;
+mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
+#[cfg(all(test, not(fuzzing)))]
+mod fuzzing;
+#[cfg(any(doc, doctest))]
+pub mod guide;
+mod protocol;
+/// The snippets of the README are compiled with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
+mod sync;
+mod transport;
+
+pub use channel::{
+    Ack, Channel, Confirm, Consume, Consumer, Deferred, Delivery, ExchangeBind, ExchangeDeclare,
+    ExchangeDelete, ExchangeKind, ExchangeUnbind, Get, Nack, NoWait, Outcome, Overflow, Pending, Publish,
+    Qos, QueueBind, QueueDeclare, QueueDeclareOk, QueueDelete, QueuePurge, QueueType, QueueUnbind, Reject,
+    Requeue, Transaction, select, select_timeout,
+};
+pub use connection::{
+    Connection,
+    config::{Address, Config},
+    events::{Event, Events},
+    tls_options::{ServerName, TlsOptions},
+};
+pub use error::{
+    Attempt, ConnectFailure, Error, Refusal, ReplyCode, Result, Returned, Scope, Timeout, TlsFailure,
+    TlsProblem, Unconfirmed, Violation,
+};
+pub use protocol::{
+    properties::{BasicProperties, DeliveryMode},
+    sasl::{Credentials, Mechanism, SaslMechanism, Secret},
+    value::{FieldTable, FieldValue},
+};
+pub use transport::stream::Stream;
+
+/// The TLS library, for building a connector of your own ([`TlsOptions::connector`]).
+#[cfg(feature = "tls")]
+pub use native_tls;

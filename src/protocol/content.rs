@@ -1,0 +1,322 @@
+//! Contents: a method frame, a header frame and body frames that together are one message.
+//!
+//! [`Assembly`] puts an incoming content together in one allocation. It never allocates more than what was
+//! received, at most doubled: the announced size alone reserves nothing big.
+
+use super::{
+    frame::{self, FrameKind},
+    properties::BasicProperties,
+    wire::{Malformed, Reader},
+};
+use crate::error::Result;
+
+/// The class that every content belongs to: basic.
+const BASIC: u16 = 60;
+
+/// What may be reserved for a body before any of it came: one frame of the usual size.
+const RESERVE_UNSEEN: usize = 128 * 1024;
+
+/// A decoded content header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ContentHeader<'a> {
+    pub(crate) body_size: u64,
+    /// Flags and fields, not decoded.
+    pub(crate) properties: &'a [u8],
+}
+
+impl<'a> ContentHeader<'a> {
+    pub(crate) fn decode(payload: &'a [u8]) -> Result<ContentHeader<'a>, Malformed> {
+        let mut reader = Reader::new(payload);
+        let (class, _weight, body_size) = (reader.u16()?, reader.u16()?, reader.u64()?);
+        if class != BASIC {
+            return Err(Malformed::Because("a content header of a class without content"));
+        }
+        Ok(ContentHeader { body_size, properties: reader.rest() })
+    }
+}
+
+/// Appends a content header frame.
+pub(crate) fn write_header(
+    out: &mut Vec<u8>,
+    channel: u16,
+    max_frame: usize,
+    body_size: usize,
+    properties: Option<&BasicProperties>,
+) -> Result<()> {
+    frame::write(out, FrameKind::Header, channel, max_frame, |out| {
+        out.extend_from_slice(&BASIC.to_be_bytes());
+        out.extend_from_slice(&[0; 2]);
+        out.extend_from_slice(&(body_size as u64).to_be_bytes());
+        match properties {
+            Some(properties) => properties.encode(out),
+            None => {
+                out.extend_from_slice(&[0; 2]);
+                Ok(())
+            }
+        }
+    })
+}
+
+/// Appends a body as frames of at most `max_frame` bytes; an empty body has none.
+pub(crate) fn write_body(out: &mut Vec<u8>, channel: u16, max_frame: usize, body: &[u8]) {
+    for piece in body.chunks(max_frame - frame::OVERHEAD) {
+        out.extend_from_slice(&frame::header(FrameKind::Body, channel, piece.len() as u32));
+        out.extend_from_slice(piece);
+        out.extend_from_slice(&frame::TRAILER);
+    }
+}
+
+/// A complete message as it came: method, properties and body, one after the other in `bytes`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Content {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) parts: Parts,
+}
+
+/// Where the three parts of a message lie in a buffer that may hold several.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Parts {
+    start: u32,
+    method_end: u32,
+    properties_end: u32,
+    end: u32,
+}
+
+impl Parts {
+    pub(crate) fn method(self, bytes: &[u8]) -> &[u8] {
+        part(bytes, self.start, self.method_end)
+    }
+
+    pub(crate) fn properties(self, bytes: &[u8]) -> &[u8] {
+        part(bytes, self.method_end, self.properties_end)
+    }
+
+    pub(crate) fn body(self, bytes: &[u8]) -> &[u8] {
+        part(bytes, self.properties_end, self.end)
+    }
+
+    /// The same parts in a buffer where the message starts at `start`.
+    fn moved_to(self, start: usize) -> Parts {
+        let by = start as u32;
+        Parts {
+            start: self.start + by,
+            method_end: self.method_end + by,
+            properties_end: self.properties_end + by,
+            end: self.end + by,
+        }
+    }
+}
+
+fn part(bytes: &[u8], start: u32, end: u32) -> &[u8] {
+    bytes.get(start as usize..end as usize).unwrap_or_default()
+}
+
+/// The content that a channel is receiving: method seen, header or body still to come.
+#[derive(Debug, Default)]
+pub(crate) struct Assembly {
+    bytes: Vec<u8>,
+    parts: Parts,
+    /// `None` until the header came.
+    body_missing: Option<u64>,
+    /// Nobody wants the content: it is followed to its end, and nothing of it is kept.
+    unwanted: bool,
+}
+
+impl Assembly {
+    /// Starts with the payload of the method frame, reusing the buffer of the content before.
+    pub(crate) fn start(&mut self, method: &[u8]) {
+        self.bytes.clear();
+        self.bytes.extend_from_slice(method);
+        self.parts = Parts { method_end: method.len() as u32, ..Parts::default() };
+        self.body_missing = None;
+        self.unwanted = false;
+    }
+
+    /// Keeps nothing of the content from here on.
+    pub(crate) fn discard(&mut self) {
+        self.unwanted = true;
+    }
+
+    /// Takes the header frame's payload; true when the body is empty and the message therefore complete.
+    ///
+    /// # Errors
+    /// A second header, one that cannot be decoded, and a body over `max_size` bytes.
+    pub(crate) fn header(&mut self, payload: &[u8], max_size: u64) -> Result<bool, Malformed> {
+        if self.body_missing.is_some() {
+            return Err(Malformed::Because("a second header where a body was expected"));
+        }
+        let header = ContentHeader::decode(payload)?;
+        let properties_end = self.bytes.len() + header.properties.len();
+        let end = (properties_end as u64).saturating_add(header.body_size);
+        // The parts are counted with 32 bits, whatever the limit is.
+        if header.body_size > max_size || end > u32::MAX.into() {
+            return Err(Malformed::Because("a message larger than this client accepts"));
+        }
+        self.bytes.extend_from_slice(header.properties);
+        self.parts.properties_end = properties_end as u32;
+        self.parts.end = end as u32;
+        self.body_missing = Some(header.body_size);
+        Ok(header.body_size == 0)
+    }
+
+    /// The body is exactly `payload`: the caller may take [`head`](Assembly::head) and the payload as they are.
+    pub(crate) fn is_whole_body(&self, payload: &[u8]) -> bool {
+        self.body_missing == Some(payload.len() as u64)
+            && self.bytes.len() == self.parts.properties_end as usize
+    }
+
+    /// Takes a body frame's payload; true when the message is complete.
+    pub(crate) fn body(&mut self, payload: &[u8]) -> Result<bool, Malformed> {
+        let Some(missing) = self.body_missing else {
+            return Err(Malformed::Because("a body where a header was expected"));
+        };
+        let missing = missing
+            .checked_sub(payload.len() as u64)
+            .ok_or(Malformed::Because("more body than the header announced"))?;
+        self.body_missing = Some(missing);
+        if self.unwanted {
+            return Ok(missing == 0);
+        }
+        if self.bytes.capacity() - self.bytes.len() < payload.len() {
+            let seen = self.bytes.len() + payload.len();
+            let unseen = usize::try_from(missing).unwrap_or(usize::MAX).min(seen.max(RESERVE_UNSEEN));
+            self.bytes.reserve_exact(payload.len() + unseen);
+        }
+        self.bytes.extend_from_slice(payload);
+        Ok(missing == 0)
+    }
+
+    /// Method and properties.
+    pub(crate) fn head(&self) -> &[u8] {
+        self.bytes.get(..self.parts.properties_end as usize).unwrap_or_default()
+    }
+
+    pub(crate) fn method(&self) -> &[u8] {
+        self.parts.method(&self.bytes)
+    }
+
+    /// The size of the message with all its parts.
+    pub(crate) fn size(&self) -> usize {
+        self.parts.end as usize
+    }
+
+    /// Appends the message to `arena`, its body being `body`, and says where it is there.
+    pub(crate) fn append_to(&self, arena: &mut Vec<u8>, body: &[u8]) -> Parts {
+        let start = arena.len();
+        arena.extend_from_slice(self.head());
+        arena.extend_from_slice(body);
+        self.parts.moved_to(start)
+    }
+
+    /// The body as far as it came.
+    pub(crate) fn body_so_far(&self) -> &[u8] {
+        self.bytes.get(self.parts.properties_end as usize..).unwrap_or_default()
+    }
+
+    /// Takes the complete message out.
+    pub(crate) fn finish(&mut self) -> Content {
+        Content { bytes: std::mem::take(&mut self.bytes), parts: self.parts }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(size: u64) -> Vec<u8> {
+        let mut out = Vec::new();
+        let properties = BasicProperties::new().content_type("t");
+        write_header(&mut out, 1, 4096, size as usize, Some(&properties)).unwrap();
+        frame::decode(&out, 4096).unwrap().unwrap().0.payload.to_vec()
+    }
+
+    #[test]
+    fn a_content_is_put_together_from_any_number_of_frames() {
+        let body: Vec<u8> = (0..=255).collect();
+        for piece in [1, 7, 255, 256, 300] {
+            let mut assembly = Assembly::default();
+            assembly.start(b"method");
+            assert_eq!(assembly.header(&header(256), 1000), Ok(false));
+            let complete: Vec<bool> = body.chunks(piece).map(|piece| assembly.body(piece).unwrap()).collect();
+            assert!(complete.last() == Some(&true) && !complete[..complete.len() - 1].contains(&true));
+            let Content { bytes, parts } = assembly.finish();
+            assert_eq!(parts.method(&bytes), b"method");
+            assert_eq!(parts.body(&bytes), body);
+            let properties = BasicProperties::decode(parts.properties(&bytes)).unwrap();
+            assert_eq!(properties.content_type.as_deref(), Some("t"));
+        }
+    }
+
+    #[test]
+    fn an_empty_body_is_complete_with_its_header() {
+        let mut assembly = Assembly::default();
+        assembly.start(b"m");
+        assert_eq!(assembly.header(&header(0), 1000), Ok(true));
+        assert!(assembly.body(b"x").is_err(), "body overrun");
+    }
+
+    #[test]
+    fn an_unwanted_content_is_followed_and_not_kept() {
+        let mut assembly = Assembly::default();
+        assembly.start(b"m");
+        assembly.discard();
+        assert_eq!(assembly.header(&header(1000), 1000), Ok(false));
+        assert_eq!(assembly.body(&[1; 999]), Ok(false));
+        assert_eq!(assembly.body(&[1; 1]), Ok(true));
+        assert!(assembly.bytes.capacity() < 100);
+        assert!(assembly.body(b"x").is_err(), "body overrun");
+    }
+
+    #[test]
+    fn what_comes_out_of_order_is_refused() {
+        let mut assembly = Assembly::default();
+        assembly.start(b"m");
+        assert!(assembly.body(b"x").is_err());
+        assert_eq!(assembly.header(&header(2), 1000), Ok(false));
+        assert!(assembly.header(&header(2), 1000).is_err());
+        assert!(assembly.body(b"xyz").is_err(), "body overrun");
+    }
+
+    /// Row 91: an announced size reserves nothing by itself, and is limited.
+    #[test]
+    fn the_announced_size_reserves_nothing_big() {
+        let mut assembly = Assembly::default();
+        assembly.start(b"m");
+        assert_eq!(assembly.header(&header(1 << 30), 1 << 31), Ok(false));
+        // More than the room that happens to be left behind the header.
+        assembly.body(&[0; 1000]).unwrap();
+        assert!(assembly.bytes.capacity() <= 2 * RESERVE_UNSEEN);
+        assembly.start(b"m");
+        assert!(assembly.header(&header(1 << 30), 1 << 20).is_err());
+    }
+
+    /// Row 91: the places of a message's parts are 32 bits wide; what they cannot count is refused, even
+    /// without a limit.
+    #[test]
+    fn a_message_over_4_gib_is_refused() {
+        for size in [u32::MAX as u64, u32::MAX as u64 + 1, usize::MAX as u64] {
+            let mut assembly = Assembly::default();
+            assembly.start(b"m");
+            assert!(assembly.header(&header(size), u64::MAX).is_err(), "{size}");
+        }
+        let mut assembly = Assembly::default();
+        assembly.start(b"m");
+        assert_eq!(assembly.header(&header(u64::from(u32::MAX) - 100), u64::MAX), Ok(false));
+    }
+
+    #[test]
+    fn a_body_is_split_at_the_frame_size() {
+        for (size, frames) in
+            [(0, 0), (1, 1), (4087, 1), (4088, 1), (4089, 2), (2 * 4088, 2), (2 * 4088 + 1, 3)]
+        {
+            let mut out = Vec::new();
+            write_body(&mut out, 3, 4096, &vec![9; size]);
+            let (mut count, mut rest) = (0, &out[..]);
+            while let Some((frame, used)) = frame::decode(rest, 4096).unwrap() {
+                assert_eq!((frame.kind, frame.channel), (FrameKind::Body, 3));
+                (count, rest) = (count + 1, &rest[used..]);
+            }
+            assert_eq!((count, rest.len(), out.len()), (frames, 0, size + frames * frame::OVERHEAD));
+        }
+    }
+}

@@ -1,0 +1,462 @@
+//! Ends that meet something on its way: late answers, closes that cross, closes in the middle of a message.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::{
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::peer::*;
+use leveret::{Connection, Consume, Error, Publish, ReplyCode, Result, Scope};
+
+/// Far more than anything here takes.
+const BOUND: Duration = Duration::from_secs(5);
+
+/// A limit that is meant to pass.
+const SHORT: Duration = Duration::from_millis(50);
+
+fn is_timeout<T>(result: &Result<T>) -> bool {
+    matches!(result, Err(Error::Timeout(_)))
+}
+
+/// Row 37: the late answer to a call that timed out is never given to another, neither on the same thread nor on
+/// another one that waits for the same kind of answer.
+#[test]
+fn a_late_answer_reaches_nobody_else() {
+    let (purging, purge) = mpsc::channel();
+    let peer = Peer::run(move |peer| {
+        peer.handshake();
+        peer.open_channel(1);
+        peer.expect(1, QUEUE_PURGE);
+        peer.expect(1, GET);
+        peer.expect(1, QUEUE_PURGE);
+        purging.send(()).unwrap();
+        peer.expect(1, QUEUE_PURGE);
+        peer.send(1, QUEUE_PURGE_OK, args![1]);
+        peer.content(1, GET_OK, args![1, 0, "", "", 0], b"late");
+        peer.send(1, QUEUE_PURGE_OK, args![3]);
+        peer.send(1, QUEUE_PURGE_OK, args![4]);
+        peer.expect(1, GET);
+        peer.content(1, GET_OK, args![2, 0, "", "", 0], b"in time");
+        peer.close();
+    });
+    let connection = Connection::open(peer.config()).unwrap();
+    let channel = connection.channel().unwrap();
+    assert!(is_timeout(&channel.within(SHORT).queue_purge("q")));
+    assert!(is_timeout(&channel.within(SHORT).basic_get("q")));
+    thread::scope(|scope| {
+        let third = scope.spawn(|| channel.queue_purge("q"));
+        purge.recv().unwrap();
+        assert_eq!(channel.queue_purge("q").unwrap(), 4);
+        assert_eq!(third.join().unwrap().unwrap(), 3);
+    });
+    assert_eq!(channel.basic_get("q").unwrap().unwrap().body(), b"in time");
+    connection.close().unwrap();
+}
+
+/// Rows 37, 71: a consumer whose start timed out is cancelled, and what comes for it reaches nobody.
+#[test]
+fn a_consumer_that_starts_too_late_is_cancelled() {
+    let peer = Peer::run(|peer| {
+        peer.handshake();
+        peer.open_channel(1);
+        peer.expect(1, CONSUME);
+        let cancel = peer.expect(1, CANCEL);
+        assert_eq!((cancel.text(0), cancel.number(1)), ("late", 1));
+        peer.send(1, CONSUME_OK, args!["late"]);
+        peer.deliver(1, "late", 1, b"lost");
+        peer.expect(1, CONSUME);
+        peer.send(1, CONSUME_OK, args!["next"]);
+        peer.deliver(1, "next", 2, b"found");
+        peer.close();
+    });
+    let connection = Connection::open(peer.config().prefetch(0)).unwrap();
+    let channel = connection.channel().unwrap();
+    let consume = Consume::new("q").consumer_tag("late");
+    assert!(is_timeout(&channel.within(SHORT).basic_consume(consume.clone())));
+    let mut consumer = channel.basic_consume(consume.consumer_tag("next")).unwrap();
+    assert_eq!(consumer.next().unwrap().unwrap().body(), b"found");
+    connection.close().unwrap();
+}
+
+/// Rows 34, 37: a channel that the broker opens too late is closed again, its id is free after that and not
+/// before, and the connection goes on.
+#[test]
+fn a_channel_that_opens_too_late_gives_its_id_back() {
+    let (closed, close_seen) = mpsc::channel();
+    let (go_on, may_go_on) = mpsc::channel::<()>();
+    let peer = Peer::run(move |peer| {
+        peer.handshake_with(Tune { channel_max: 1, ..Tune::default() });
+        peer.expect(1, CHANNEL_OPEN);
+        peer.expect(1, CHANNEL_CLOSE);
+        closed.send(()).unwrap();
+        may_go_on.recv().unwrap();
+        peer.send(1, CHANNEL_OPEN_OK, args![""]);
+        peer.send(1, CHANNEL_CLOSE_OK, &[]);
+        peer.open_channel(1);
+        peer.close();
+    });
+    let connection = Connection::open(peer.config().call_timeout(SHORT)).unwrap();
+    let late = connection.channel();
+    assert!(is_timeout(&late), "{late:?}");
+    close_seen.recv().unwrap();
+    assert!(matches!(connection.channel(), Err(Error::ChannelsExhausted { max: 1 })));
+    go_on.send(()).unwrap();
+    let mut channel = connection.channel();
+    eventually("the id is free", || {
+        if channel.is_err() {
+            channel = connection.channel();
+        }
+        channel.is_ok()
+    });
+    assert_eq!(channel.unwrap().id(), 1);
+    connection.close().unwrap();
+}
+
+/// Rows 34, 37: a channel whose close was not answered in time is closed; answers that were on their way are
+/// ignored, its id is free once the close is answered.
+#[test]
+fn late_answers_on_a_closed_channel_are_ignored() {
+    let peer = Peer::run(|peer| {
+        peer.handshake();
+        peer.open_channel(1);
+        peer.expect(1, QUEUE_PURGE);
+        peer.expect(1, CHANNEL_CLOSE);
+        peer.expect(2, CHANNEL_OPEN);
+        peer.send(1, QUEUE_PURGE_OK, args![1]);
+        peer.content(1, GET_OK, args![1, 0, "", "", 0], b"late");
+        peer.deliver(1, "tag", 2, b"late");
+        peer.send(1, FLOW, args![0]);
+        peer.send(1, CANCEL, args!["tag", 0]);
+        peer.send(1, CHANNEL_CLOSE_OK, &[]);
+        peer.send(2, CHANNEL_OPEN_OK, args![""]);
+        peer.open_channel(1);
+        peer.expect(1, QUEUE_PURGE);
+        peer.send(1, QUEUE_PURGE_OK, args![7]);
+        peer.close();
+    });
+    let connection = Connection::open(peer.config().close_timeout(SHORT)).unwrap();
+    let channel = connection.channel().unwrap();
+    assert!(is_timeout(&channel.within(SHORT).queue_purge("q")));
+    assert!(is_timeout(&channel.close()));
+    assert!(matches!(channel.queue_purge("q"), Err(Error::Closed(Scope::Channel))));
+    let other = connection.channel().unwrap();
+    assert_eq!(other.id(), 2);
+    channel.reopen().unwrap();
+    assert_eq!((channel.id(), channel.queue_purge("q").unwrap()), (1, 7));
+    peer_closes(&connection);
+}
+
+/// Closes although the limit for it is short: the peer answers at once.
+fn peer_closes(connection: &Connection) {
+    let _ = connection.close();
+    assert!(connection.wait_closed().is_closed());
+}
+
+/// Rows 31, 33, 34: our close of a channel crosses the broker's: `close` returns the broker's reason, both sides
+/// answer, and the id can be used again at once.
+#[test]
+fn closes_of_a_channel_cross() {
+    for answers_first in [true, false] {
+        let peer = Peer::run(move |peer| {
+            peer.handshake_with(Tune { channel_max: 1, ..Tune::default() });
+            for _ in 0..20 {
+                peer.open_channel(1);
+                peer.expect(1, CHANNEL_CLOSE);
+                peer.send(1, CHANNEL_CLOSE, args![404, "NOT_FOUND - late", 60, 40]);
+                if answers_first {
+                    peer.send(1, CHANNEL_CLOSE_OK, &[]);
+                }
+                peer.expect(1, CHANNEL_CLOSE_OK);
+                if !answers_first {
+                    peer.send(1, CHANNEL_CLOSE_OK, &[]);
+                }
+            }
+            peer.close();
+        });
+        let connection = Connection::open(peer.config()).unwrap();
+        let channel = connection.channel().unwrap();
+        for round in 0..20 {
+            let late = channel.close().unwrap_err();
+            assert_eq!(late.reply_code(), Some(ReplyCode::NotFound), "round {round}: {late}");
+            if round < 19 {
+                channel.reopen().unwrap();
+            }
+        }
+        connection.close().unwrap();
+        peer.finish();
+    }
+}
+
+/// Rows 13, 14: our close of the connection crosses the broker's: it is answered, and `close` succeeds.
+#[test]
+fn closes_of_the_connection_cross() {
+    for answers in [true, false] {
+        let peer = Peer::run(move |peer| {
+            peer.handshake();
+            peer.expect(0, CLOSE);
+            peer.send(0, CLOSE, args![320, "CONNECTION_FORCED - bye", 0, 0]);
+            if answers {
+                peer.send(0, CLOSE_OK, &[]);
+            }
+            peer.expect(0, CLOSE_OK);
+            peer.expect_end();
+        });
+        let connection = Connection::open(peer.config()).unwrap();
+        connection.close().unwrap();
+        assert!(connection.wait_closed().is_closed());
+        drop(connection);
+        peer.finish();
+    }
+}
+
+/// Row 13: any number of threads may close, one frame is sent, and everybody is told that the program did it.
+#[test]
+fn many_threads_close_at_once() {
+    let peer = Peer::run(|peer| {
+        peer.handshake();
+        peer.open_channel(1);
+        peer.expect(0, CLOSE);
+        peer.send(0, CLOSE_OK, &[]);
+        peer.expect_end();
+    });
+    let connection = Connection::open(peer.config()).unwrap();
+    let channel = connection.channel().unwrap();
+    thread::scope(|scope| {
+        let closers: Vec<_> = (0..16).map(|_| scope.spawn(|| connection.close())).collect();
+        closers.into_iter().for_each(|closer| closer.join().unwrap().unwrap());
+    });
+    for error in [channel.queue_purge("q").unwrap_err(), connection.channel().unwrap_err()] {
+        assert!(matches!(error, Error::Closed(Scope::Connection)), "{error:?}");
+    }
+    drop((channel, connection));
+    peer.finish();
+    nothing_is_left();
+}
+
+/// Rows 14, 22: an operator closes the connection under consumers, calls and publishers: all learn code and text,
+/// and the broker gets its answer.
+#[test]
+fn a_forced_close_reaches_everybody() {
+    let (waiting, all_wait) = mpsc::channel();
+    let peer = Peer::run(move |peer| {
+        peer.handshake();
+        for channel in 1..=3 {
+            peer.open_channel(channel);
+        }
+        peer.expect(1, CONSUME);
+        peer.send(1, CONSUME_OK, args!["tag"]);
+        peer.until(2, QUEUE_PURGE);
+        peer.send(3, FLOW, args![0]);
+        peer.until(3, FLOW_OK);
+        all_wait.recv().unwrap();
+        peer.send(0, CLOSE, args![320, "CONNECTION_FORCED - by the operator", 0, 0]);
+        peer.expect(0, CLOSE_OK);
+        peer.expect_end();
+    });
+    let connection = Connection::open(peer.config().prefetch(0)).unwrap();
+    let channels: Vec<_> = (0..3).map(|_| connection.channel().unwrap()).collect();
+    let mut consumer = channels[0].basic_consume(Consume::new("q").consumer_tag("tag")).unwrap();
+    let (errors, told) = mpsc::channel::<(&str, Error)>();
+    thread::scope(|scope| {
+        let (connection, channels) = (&connection, &channels);
+        let tell = |name, error| errors.send((name, error)).unwrap();
+        scope.spawn(move || tell("next", consumer.next().unwrap().unwrap_err()));
+        scope.spawn(move || tell("wait_closed", connection.wait_closed()));
+        scope.spawn(move || tell("call", channels[1].queue_purge("q").unwrap_err()));
+        scope.spawn(move || {
+            // The flow of this channel stops soon; then it waits.
+            while channels[2].try_publish("", "q", "x").is_ok() {}
+            waiting.send(()).unwrap();
+            tell("publish", channels[2].basic_publish("", "q", "x").unwrap_err());
+        });
+        for _ in 0..4 {
+            let (name, error) = told.recv_timeout(BOUND).expect("everybody is told");
+            let Error::Refused(refusal) = &error else { panic!("{name}: {error:?}") };
+            assert_eq!((refusal.scope, refusal.code), (Scope::Connection, ReplyCode::ConnectionForced));
+            assert_eq!(refusal.text, "CONNECTION_FORCED - by the operator", "{name}");
+        }
+    });
+    assert_eq!(connection.close().unwrap_err().reply_code(), Some(ReplyCode::ConnectionForced));
+}
+
+/// Row 73: a consumer that is dropped gives back everything that it has not returned, also what came after the
+/// last time that it looked.
+#[test]
+fn a_dropped_consumer_gives_back_all_that_it_holds() {
+    let (looked, has_looked) = mpsc::channel();
+    let peer = Peer::run(move |peer| {
+        peer.handshake();
+        peer.open_channel(1);
+        peer.expect(1, CONSUME);
+        peer.send(1, CONSUME_OK, args!["tag"]);
+        for tag in 1..=3 {
+            peer.deliver(1, "tag", tag, b"x");
+        }
+        // Behind them, so that they have all come.
+        peer.expect(1, QUEUE_PURGE);
+        peer.send(1, QUEUE_PURGE_OK, args![0]);
+        has_looked.recv().unwrap();
+        for tag in 4..=5 {
+            peer.deliver(1, "tag", tag, b"x");
+        }
+        peer.expect(1, CANCEL);
+        peer.deliver(1, "tag", 6, b"x");
+        peer.send(1, CANCEL_OK, args!["tag"]);
+        let mut back: Vec<u64> = (0..5).map(|_| peer.expect(1, NACK).number(0)).collect();
+        back.sort_unstable();
+        assert_eq!(back, [2, 3, 4, 5, 6]);
+        assert_eq!(peer.expect(1, ACK).number(0), 1);
+        peer.close();
+    });
+    let connection = Connection::open(peer.config().prefetch(0)).unwrap();
+    let channel = connection.channel().unwrap();
+    let mut consumer = channel.basic_consume(Consume::new("q").consumer_tag("tag")).unwrap();
+    channel.queue_purge("q").unwrap();
+    let first = consumer.next().unwrap().unwrap();
+    looked.send(()).unwrap();
+    drop(consumer);
+    first.ack().unwrap();
+    connection.close().unwrap();
+}
+
+/// Rows 33, 35, 36: the broker closes a channel while a message of many frames is on its way: nothing of the
+/// channel follows our close-ok, also when it is opened again at once, and the other channels go on.
+#[test]
+fn a_close_ends_a_large_message() {
+    let (told, stage) = mpsc::channel::<()>();
+    let peer = Peer::run(move |peer| {
+        peer.handshake_with(Tune { frame_max: 4096, ..Tune::default() });
+        peer.open_channel(1);
+        peer.open_channel(2);
+        peer.expect(1, PUBLISH);
+        peer.send(1, CHANNEL_CLOSE, args![404, "NOT_FOUND - no exchange", 60, 40]);
+        // Nothing is read until the client knows.
+        stage.recv().unwrap();
+        let mut frame = peer.next_frame();
+        while frame.method() != Some(CHANNEL_CLOSE_OK) {
+            assert_eq!(frame.channel, 1);
+            assert!(frame.kind == HEADER || frame.kind == BODY, "{:?}", frame.method());
+            frame = peer.next_frame();
+        }
+        peer.open_channel(1);
+        peer.expect(1, QUEUE_PURGE);
+        peer.send(1, QUEUE_PURGE_OK, args![0]);
+        peer.expect(2, QUEUE_PURGE);
+        peer.send(2, QUEUE_PURGE_OK, args![0]);
+        assert_eq!(peer.expect_publish(1).2, vec![2; 100_000]);
+        peer.close();
+    });
+    let connection = Connection::open(peer.config().send_buffer(16 * 1024)).unwrap();
+    let channel = connection.channel().unwrap();
+    let other = connection.channel().unwrap();
+    thread::scope(|scope| {
+        let publisher = scope.spawn(|| channel.basic_publish("no exchange", "k", &vec![1; 8 << 20]));
+        // Known while the publisher may still be writing.
+        eventually("the channel is closed", || !channel.is_open());
+        let reopened = scope.spawn(|| channel.reopen());
+        told.send(()).unwrap();
+        reopened.join().unwrap().unwrap();
+        let cut = publisher.join().unwrap().unwrap_err();
+        // Its cause may have gone with the old channel.
+        assert!(cut.is_closed() || cut.reply_code() == Some(ReplyCode::NotFound), "{cut:?}");
+    });
+    channel.queue_purge("q").unwrap();
+    other.queue_purge("q").unwrap();
+    channel.basic_publish("", "k", &vec![2; 100_000]).unwrap();
+    connection.close().unwrap();
+}
+
+/// Rows 33, 50: the close comes before the large message was begun, or right after it was complete.
+#[test]
+fn a_close_before_or_after_a_large_message() {
+    for after in [false, true] {
+        let (struck, closed) = mpsc::channel();
+        let peer = Peer::run(move |peer| {
+            peer.handshake_with(Tune { frame_max: 4096, ..Tune::default() });
+            peer.open_channel(1);
+            if after {
+                peer.expect_publish(1);
+            }
+            peer.send(1, CHANNEL_CLOSE, args![404, "NOT_FOUND - no exchange", 60, 40]);
+            peer.expect(1, CHANNEL_CLOSE_OK);
+            struck.send(()).unwrap();
+            peer.close();
+        });
+        let connection = Connection::open(peer.config()).unwrap();
+        let channel = connection.channel().unwrap();
+        let body = vec![1; 1 << 20];
+        if after {
+            channel.basic_publish("no exchange", "k", &body).unwrap();
+        }
+        closed.recv().unwrap();
+        for message in [Publish::new(&body), Publish::new("small")] {
+            let error = channel.basic_publish("no exchange", "k", message).unwrap_err();
+            assert_eq!(error.reply_code(), Some(ReplyCode::NotFound));
+        }
+        connection.close().unwrap();
+        peer.finish();
+    }
+}
+
+/// Row 30: a scope that ends by a panic closes its channel as well, in time.
+#[test]
+fn a_panic_closes_the_channel() {
+    let peer = Peer::run(|peer| {
+        peer.handshake();
+        peer.open_channel(1);
+        peer.close_channel(1);
+        peer.open_channel(1);
+        peer.expect(1, CHANNEL_CLOSE);
+        peer.until(0, CLOSE);
+        peer.send(0, CLOSE_OK, &[]);
+        peer.expect_end();
+    });
+    let connection = Connection::open(peer.config().drop_timeout(SHORT)).unwrap();
+    for _answered in [true, false] {
+        let started = Instant::now();
+        let result = thread::scope(|scope| {
+            let panicking = || -> Result<()> {
+                let _channel = connection.channel()?;
+                panic!("on purpose")
+            };
+            scope.spawn(panicking).join()
+        });
+        assert!(result.is_err() && started.elapsed() < BOUND);
+    }
+    connection.close().unwrap();
+}
+
+/// Rows 13, 50: a close under which accepted messages are lost says so, and so does every later call.
+#[test]
+fn a_close_that_loses_accepted_messages_says_why() {
+    let (ended, has_ended) = mpsc::channel();
+    let peer = Peer::run(move |peer| {
+        peer.handshake_with(Tune { heartbeat: 1, ..Tune::default() });
+        peer.open_channel(1);
+        // Reads nothing more, and is alive.
+        while has_ended.recv_timeout(Duration::from_millis(200)).is_err() {
+            peer.heartbeat();
+        }
+    });
+    let config = peer.config().heartbeat(Duration::from_secs(1)).outgoing_buffer(65536).send_buffer(65536);
+    let connection = Connection::open(config).unwrap();
+    let channel = connection.channel().unwrap();
+    while channel.try_publish("", "q", &[7; 4096]).is_ok() {}
+
+    let error = connection.close().unwrap_err();
+    assert!(
+        matches!(&error, Error::Timeout(timeout) if timeout.waiting_for == "writing to the peer"),
+        "{error}"
+    );
+    for _ in 0..3 {
+        assert_eq!(connection.close().unwrap_err().to_string(), error.to_string());
+        assert_eq!(connection.channel().unwrap_err().to_string(), error.to_string());
+    }
+    ended.send(()).unwrap();
+    peer.finish();
+}

@@ -1,0 +1,149 @@
+//! Every example runs, and prints what it is said to print.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::{
+    env, fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::OnceLock,
+};
+
+use common::brokers::on_each_broker;
+use socket2::{Domain, Socket, Type};
+
+/// What each example prints. What differs from run to run is replaced: the virtual host by `VHOST`, a name that
+/// the broker made up by `amq.gen-*`.
+const OUTPUTS: &[(&str, &str)] = &[
+    ("hello_world", "Hello World!\n"),
+    (
+        "sync_model",
+        "the broker named the queue amq.gen-*\n\
+         the broker closed the channel: 404 NOT_FOUND - no exchange 'nosuchexchange' in vhost 'VHOST' \
+         (caused by queue.bind)\n",
+    ),
+    (
+        "async_errors",
+        "published\n\
+         the next publish: the broker closed the channel: 404 NOT_FOUND - no exchange 'no-such-exchange' in \
+         vhost 'VHOST' (caused by basic.publish)\n\
+         published again\n\
+         the end of the scope: the broker closed the channel: 404 NOT_FOUND - no exchange 'no-such-exchange' \
+         in vhost 'VHOST' (caused by basic.publish)\n",
+    ),
+    ("parallel_declare", "declared foo\ndeclared bar\ndeclared baz\n"),
+    (
+        "confirm",
+        "confirmed\nnumber 2: acked\nnumber 3: acked\nnumber 4: acked\n\
+         the broker returned a message to exchange \"\" with key \"no-such-queue\": 312 NO_ROUTE\n\
+         the broker closed the channel: 404 NOT_FOUND - no exchange 'no-such-exchange' in vhost 'VHOST' \
+         (caused by basic.publish)\n",
+    ),
+    (
+        "returned",
+        "the broker returned a message to exchange \"\" with key \"no-such-queue\": 312 NO_ROUTE\n\
+         update-1: amqp is teh cool\n\
+         the end of the scope: the broker returned a message to exchange \"\" with key \"no-such-queue\": \
+         312 NO_ROUTE\n",
+    ),
+    (
+        "transaction",
+        "before the commit: 0 orders\nafter it: 1 orders, 1 invoices\nafter a rollback: 1 orders\n\
+         not committed: the broker closed the channel: 404 NOT_FOUND - no exchange 'no-such-exchange' in \
+         vhost 'VHOST' (caused by basic.publish)\nat the end: 1 orders\n",
+    ),
+    (
+        "producer",
+        "message-0: {\"count\": 0}\nmessage-1: {\"count\": 1}\nmessage-2: {\"count\": 2}\n\
+         message-3: {\"count\": 3}\nmessage-4: {\"count\": 4}\nmessage-5: {\"count\": 5}\n\
+         message-6: {\"count\": 6}\nmessage-7: {\"count\": 7}\nmessage-8: {\"count\": 8}\n\
+         message-9: {\"count\": 9}\nbye\n",
+    ),
+];
+
+/// The folder of the built examples. `cargo test` builds them, but not when it is asked for this test only.
+fn built() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let program = env::current_exe().unwrap();
+        let profile = program.ancestors().nth(2).unwrap();
+        let mut build = Command::new(env!("CARGO"));
+        build.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--examples"]);
+        build.arg("--target-dir").arg(profile.parent().unwrap());
+        if profile.ends_with("release") {
+            build.arg("--release");
+        }
+        assert!(build.status().unwrap().success(), "the examples do not build");
+        profile.join("examples")
+    })
+}
+
+fn run(example: &str, url: &str) -> Output {
+    let output =
+        Command::new(built().join(example)).env("AMQP_URL", url).env_remove("RUST_BACKTRACE").output();
+    output.unwrap_or_else(|error| panic!("{example}: {error}"))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Replaces the rest of a name that the broker made up.
+fn without_made_up_names(text: &str) -> String {
+    const PREFIX: &str = "amq.gen-";
+    let mut parts = text.split(PREFIX);
+    let mut result = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let rest = part.trim_start_matches(|letter: char| letter.is_alphanumeric() || "-_".contains(letter));
+        result.extend([PREFIX, "*", rest]);
+    }
+    result
+}
+
+/// Each example against each broker: its output, and nothing on standard error.
+#[test]
+fn each_example_prints_what_it_should() {
+    on_each_broker(|broker| {
+        for (example, expected) in OUTPUTS {
+            let output = run(example, &broker.uri());
+            let printed = without_made_up_names(&text(&output.stdout)).replace(&broker.vhost, "VHOST");
+            assert_eq!((&*printed, &*text(&output.stderr)), (*expected, ""), "{example}");
+            assert!(output.status.success(), "{example}: {}", output.status);
+        }
+        Ok(())
+    });
+}
+
+/// No example is left out, and none is long.
+#[test]
+fn every_example_has_its_output_here() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    for file in fs::read_dir(folder).unwrap() {
+        let path = file.unwrap().path();
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        // Those need certificates: tests/tls runs them.
+        let with_tls = name == "tls" || name == "tls_custom";
+        assert!(
+            with_tls || OUTPUTS.iter().any(|(example, _)| *example == name),
+            "{name} has no expected output"
+        );
+        let lines = fs::read_to_string(&path).unwrap().lines().count();
+        assert!(lines <= 60, "{name} has {lines} lines");
+    }
+}
+
+/// Without a broker an example says whom it tried to reach and what went wrong, and fails.
+#[test]
+fn without_a_broker_an_example_says_what_is_wrong() {
+    // Bound, but not listening: nobody else gets the port.
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let output = run("hello_world", &format!("amqp://{address}"));
+    let said = text(&output.stderr);
+    assert_eq!((output.status.code(), &*text(&output.stdout)), (Some(1), ""), "{said}");
+    assert!(said.contains(&address.to_string()) && said.contains("Connection refused"), "{said}");
+}

@@ -1,0 +1,139 @@
+//! The architecture: which part of the crate may use which, and how large a file may grow.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Each module and the modules that it may name. `patterns` and `cli` will use the public API only.
+const LAYERS: &[(&str, &[&str])] = &[
+    ("error", &[]),
+    ("sync", &[]),
+    ("protocol", &["error"]),
+    ("transport", &["error", "sync"]),
+    ("connection", &["error", "sync", "protocol", "transport"]),
+    ("channel", &["error", "sync", "protocol", "connection"]),
+];
+
+/// What `protocol`, which moves no bytes and knows no time, must not name.
+const NOT_IN_PROTOCOL: &[&str] =
+    &["std::net", "std::io", "std::thread", "Instant", "SystemTime", "Mutex", "RwLock", "Condvar", "Atomic"];
+
+/// Lines that are neither empty nor only a comment, without the tests.
+const MAX_LINES: usize = 500;
+
+/// Tables: one row per item, nothing to understand.
+const TABLES: &[&str] = &["protocol/spec.rs"];
+
+/// Stand beside the layers: `fuzzing` feeds bytes to all of them, `guide` is text only.
+const EXEMPT: &[&str] = &["lib.rs", "fuzzing.rs", "channel/fixture.rs", "guide.rs"];
+
+fn sources() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut folders = vec![root.clone()];
+    let mut sources = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path: PathBuf = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.strip_prefix(&root).unwrap().to_string_lossy().into_owned();
+                sources.push((name, without_tests(&fs::read_to_string(&path).unwrap())));
+            }
+        }
+    }
+    sources.retain(|(name, _)| !EXEMPT.contains(&&**name) && !name.ends_with("tests.rs"));
+    sources.sort();
+    sources
+}
+
+/// The code lines before the module of tests, which is the last thing in its file.
+fn without_tests(source: &str) -> String {
+    let code = source.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    let lines = code.lines().filter(|line| !line.trim().is_empty() && !line.trim_start().starts_with("//"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// The first names after `crate::`, also of `use crate::{one, other::{…}}`.
+fn used_modules(code: &str) -> Vec<String> {
+    let mut used = Vec::new();
+    for rest in code.split("crate::").skip(1) {
+        let Some(group) = rest.strip_prefix('{') else {
+            used.push(identifier(rest));
+            continue;
+        };
+        let (mut depth, mut start) = (1, 0);
+        for (at, letter) in group.char_indices() {
+            match letter {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                _ => {}
+            }
+            if depth == 0 || (depth == 1 && letter == ',') {
+                used.push(identifier(group[start..at].trim()));
+                start = at + 1;
+            }
+            if depth == 0 {
+                break;
+            }
+        }
+    }
+    used.retain(|name| !name.is_empty());
+    used
+}
+
+fn identifier(text: &str) -> String {
+    text.chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect()
+}
+
+/// `crate::Error` stands for `crate::error::Error`.
+fn module_of(name: &str) -> &str {
+    if name == "Error" || name == "Result" { "error" } else { name }
+}
+
+#[test]
+fn no_module_uses_one_above_it() {
+    let mut wrong = Vec::new();
+    for (file, code) in sources() {
+        let module = file.split(['/', '.']).next().unwrap();
+        let (_, allowed) = LAYERS
+            .iter()
+            .find(|(name, _)| *name == module)
+            .unwrap_or_else(|| panic!("{file} is in no layer"));
+        for used in used_modules(&code) {
+            let used = module_of(&used);
+            if used != module && !allowed.contains(&used) {
+                wrong.push(format!("{file} uses {used}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn protocol_does_no_input_or_output_and_knows_no_time_and_no_threads() {
+    for (file, code) in sources().iter().filter(|(file, _)| file.starts_with("protocol/")) {
+        for word in NOT_IN_PROTOCOL {
+            assert!(!code.contains(word), "{file} names {word}");
+        }
+    }
+}
+
+#[test]
+fn no_file_is_long() {
+    for (file, code) in sources() {
+        let lines = code.lines().count();
+        assert!(lines <= MAX_LINES || TABLES.contains(&&*file), "{file} has {lines} lines of code");
+    }
+}
+
+/// The test can fail.
+#[test]
+fn uses_are_found() {
+    let code =
+        "use crate::{\n    error::{Error, Result},\n    sync,\n};\nuse crate::channel::Core; x(crate::Error)";
+    assert_eq!(used_modules(code), ["error", "sync", "channel", "Error"]);
+}

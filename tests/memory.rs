@@ -1,0 +1,208 @@
+//! What a peer can make the client allocate. Resident memory is measured, so these tests run one at a time.
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::{
+    fs,
+    io::Write,
+    sync::{Mutex, MutexGuard, PoisonError, mpsc},
+    thread,
+    time::Duration,
+};
+
+use common::peer::*;
+use leveret::{Connection, Consume, Error, ReplyCode};
+
+const MEBIBYTE: usize = 1 << 20;
+
+/// The peak of resident memory while it lives; only one lives at a time.
+struct Peak {
+    before: usize,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Peak {
+    fn start() -> Peak {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        // "5" sets the peak back to what is resident now.
+        fs::write("/proc/self/clear_refs", "5").unwrap();
+        Peak { before: resident("VmRSS:"), _alone: alone }
+    }
+
+    fn assert_below(&self, limit: usize) {
+        let grown = resident("VmHWM:").saturating_sub(self.before);
+        assert!(grown < limit, "memory has grown by {} KiB", grown / 1024);
+    }
+}
+
+fn resident(field: &str) -> usize {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+}
+
+/// Rows 36, 91: bodies that are announced on hundreds of channels, up to the limit, and never come, cost what has
+/// come of them.
+#[test]
+fn announced_bodies_cost_nothing() {
+    const CHANNELS: u16 = 300;
+    let (announced, all_announced) = mpsc::channel();
+    let peer = Peer::run(move |peer| {
+        peer.handshake();
+        (1..=CHANNELS).for_each(|channel| peer.open_channel(channel));
+        for channel in 1..=CHANNELS {
+            peer.send(channel, DELIVER, args!["tag", 1, 0, "", "q"]);
+            peer.raw(&header(channel, 128 << 20, NO_PROPERTIES));
+            peer.raw(&frame(BODY, channel, &[7; 1000]));
+        }
+        peer.send(0, BLOCKED, args!["all announced"]);
+        peer.close();
+        announced.send(()).unwrap();
+    });
+    let peak = Peak::start();
+    let connection = Connection::open(peer.config().drop_timeout(Duration::ZERO)).unwrap();
+    let channels: Vec<_> = (0..CHANNELS).map(|_| connection.channel().unwrap()).collect();
+    eventually("all is announced", || connection.blocked().is_some());
+    connection.close().unwrap();
+    all_announced.recv().unwrap();
+    peak.assert_below(60 * MEBIBYTE);
+    drop(channels);
+}
+
+/// Rows 73, 91: deliveries that nobody wants are not kept.
+#[test]
+fn what_nobody_wants_is_not_kept() {
+    const EACH: usize = 3000;
+    let peer = Peer::run(|peer| {
+        peer.handshake();
+        peer.open_channel(1);
+        peer.open_channel(2);
+        peer.close_channel(2);
+        let body = vec![7; 20_000];
+        for tag in 1..=EACH as u64 {
+            peer.content(1, DELIVER, args!["no such consumer", tag, 0, "", "q"], &body);
+            peer.content(1, RETURN, args![312, "NO_ROUTE", "", "q"], &body);
+            peer.content(2, DELIVER, args!["closed", tag, 0, "", "q"], &body);
+            peer.send(1, CANCEL, args!["no such consumer", 1]);
+        }
+        peer.expect(1, QUEUE_PURGE);
+        peer.send(1, QUEUE_PURGE_OK, args![0]);
+        peer.close();
+    });
+    let peak = Peak::start();
+    let connection = Connection::open(peer.config()).unwrap();
+    let channel = connection.channel().unwrap();
+    connection.channel().unwrap().close().unwrap();
+    channel.queue_purge("q").unwrap();
+    connection.close().unwrap();
+    // Of 180 MB; returned messages are kept up to 16 MiB.
+    peak.assert_below(60 * MEBIBYTE);
+}
+
+/// Row 74: while nobody takes what is delivered, reading pauses and the peer has to wait; a call gets its answer
+/// all the same, and nothing is lost.
+#[test]
+fn a_consumer_that_does_not_read_holds_up_the_peer() {
+    const MESSAGES: u64 = 40_000;
+    const SIZE: usize = 4000;
+    let (stuck, is_stuck) = mpsc::channel();
+    let peer = Peer::run(move |peer| {
+        peer.handshake();
+        peer.open_channel(1);
+        peer.open_channel(2);
+        peer.expect(1, CONSUME);
+        peer.send(1, CONSUME_OK, args!["tag"]);
+        let mut writing = peer.socket().try_clone().unwrap();
+        let writer = thread::spawn(move || {
+            let body = [7; SIZE];
+            let mut announced = Some(stuck);
+            writing.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+            for tag in 1..=MESSAGES {
+                let bytes = content(1, DELIVER, args!["tag", tag, 0, "", "q"], NO_PROPERTIES, &body, 4088);
+                let mut rest = &bytes[..];
+                while !rest.is_empty() {
+                    match writing.write(rest) {
+                        Ok(written) => rest = &rest[written..],
+                        // The client takes nothing any more.
+                        Err(_) => drop(announced.take().map(|stuck| stuck.send(tag).unwrap())),
+                    }
+                }
+                // A call waits; its answer stands behind deliveries.
+                if tag == MESSAGES / 2 {
+                    writing.write_all(&method(2, QUEUE_PURGE_OK, args![5])).unwrap();
+                }
+            }
+        });
+        peer.expect(2, QUEUE_PURGE);
+        writer.join().unwrap();
+        peer.close();
+    });
+    let peak = Peak::start();
+    let connection = Connection::open(peer.config().incoming_buffer(MEBIBYTE)).unwrap();
+    let (channel, other) = (connection.channel().unwrap(), connection.channel().unwrap());
+    let consume = Consume::new("q").consumer_tag("tag").no_ack(true);
+    let mut consumer = channel.basic_consume(consume).unwrap();
+    let sent = is_stuck.recv().expect("the peer has to wait");
+    // What the system buffers is on top of the limit.
+    assert!(sent < MESSAGES / 3, "the peer could send {sent} messages");
+    peak.assert_below(30 * MEBIBYTE);
+    assert_eq!(other.queue_purge("q").unwrap(), 5);
+    for tag in 1..=MESSAGES {
+        let delivery = consumer.next().unwrap().unwrap();
+        assert_eq!((delivery.delivery_tag(), delivery.body().len()), (tag, SIZE));
+    }
+    connection.close().unwrap();
+}
+
+/// Rows 38, 91: a peer that asks for ever more answers and reads none of them is given up.
+#[test]
+fn answers_that_nobody_reads_are_bounded() {
+    let (given_up, is_given_up) = mpsc::channel();
+    let peer = Peer::run(move |peer| {
+        peer.handshake();
+        peer.open_channel(1);
+        let flows: Vec<u8> = (0..2000).flat_map(|round| method(1, FLOW, args![round % 2])).collect();
+        while is_given_up.try_recv().is_err() && peer.try_raw(&flows) {}
+    });
+    let peak = Peak::start();
+    let config = peer.config().outgoing_buffer(16 * 1024).send_buffer(16 * 1024);
+    let connection = Connection::open(config).unwrap();
+    let channel = connection.channel().unwrap();
+    assert_eq!(connection.wait_closed().reply_code(), Some(ReplyCode::ResourceError));
+    given_up.send(()).unwrap();
+    drop((channel, connection));
+    peer.finish();
+    peak.assert_below(20 * MEBIBYTE);
+}
+
+/// Row 53: a publisher of much is held up by a peer that does not read, and costs no more than the limit.
+#[test]
+fn a_stalled_peer_bounds_what_publishers_cost() {
+    let (done, is_done) = mpsc::channel::<()>();
+    let peer = Peer::run(move |peer| {
+        peer.handshake();
+        peer.open_channel(1);
+        let _ = is_done.recv();
+    });
+    let body = vec![7; 20 * MEBIBYTE];
+    let peak = Peak::start();
+    let config = peer.config().outgoing_buffer(MEBIBYTE).publish_timeout(Duration::from_millis(200));
+    let connection = Connection::open(config).unwrap();
+    let channel = connection.channel().unwrap();
+    thread::scope(|scope| {
+        for size in [100, 5000, 31_000, 31_000] {
+            let (channel, body) = (&channel, &body[..size]);
+            scope.spawn(move || while channel.basic_publish("", "q", body).is_ok() {});
+        }
+    });
+    let error = channel.basic_publish("", "q", &body).unwrap_err();
+    assert!(matches!(error, Error::Timeout(_)), "{error:?}");
+    // The system's own buffers are not resident here.
+    peak.assert_below(20 * MEBIBYTE);
+    drop(done);
+    drop((channel, connection));
+}

@@ -1,0 +1,31 @@
+//! TLS (rows 5, 7, 8, 9, 21, 22), and streams that the program supplies.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod front;
+mod handshake;
+mod session;
+mod settings;
+mod stream;
+mod with_broker;
+
+use std::{sync::Arc, time::Instant};
+
+use leveret::{Config, Connection, Error, TlsFailure, TlsProblem};
+
+/// The one TLS error that opening ended with; it came within 5 seconds.
+fn refused(config: Config) -> Arc<TlsFailure> {
+    let start = Instant::now();
+    let error = Connection::open(config).unwrap_err();
+    assert!(start.elapsed().as_secs() < 5, "row 7: {:?}", start.elapsed());
+    match &error {
+        Error::Tls(failure) => failure.clone(),
+        other => panic!("{other} ({other:?})"),
+    }
+}
+
+fn problem(config: Config) -> TlsProblem {
+    refused(config).problem
+}
