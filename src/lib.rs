@@ -74,6 +74,8 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+#[cfg(feature = "broker")]
+pub mod broker;
 mod channel;
 mod connection;
 mod error;

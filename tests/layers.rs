@@ -15,6 +15,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("transport", &["error", "sync"]),
     ("connection", &["error", "sync", "protocol", "transport"]),
     ("channel", &["error", "sync", "protocol", "connection"]),
+    ("broker", &["error", "sync", "protocol", "transport"]),
 ];
 
 /// What `protocol`, which moves no bytes and knows no time, must not name.
