@@ -18,6 +18,7 @@ mod name;
 mod refusal;
 mod vhost;
 
+pub use interface::Emulate;
 pub(crate) use interface::*;
 pub(crate) use name::Name;
 pub(crate) use refusal::Refusal;
