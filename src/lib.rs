@@ -30,6 +30,7 @@
 //! | [`Channel`] | a conversation on it: declares, publishes, consumes |
 //! | [`QueueDeclare`], [`ExchangeDeclare`], [`Publish`], [`Consume`], … | the arguments of calls; a bare name or body converts into most of them |
 //! | [`Consumer`] | an iterator over [`Delivery`]s, which are acked, nacked or rejected; [`select`] waits for several |
+//! | [`Message`] | a text, bytes or a JSON value to publish, with its properties |
 //! | [`BasicProperties`], [`FieldTable`] | a message's properties and headers |
 //! | [`Confirm`], [`Outcome`] | what became of a published message |
 //! | [`Transaction`] | publishes and acks that take effect together |
@@ -71,6 +72,7 @@
 //!
 //! - `tls` (on by default): `amqps`, by native-tls, the TLS library of the operating system. Without it an
 //!   `amqps` URI is an error, and nothing else changes.
+//! - `json`: `Message::json` and `Delivery::json`, by serde_json.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -95,9 +97,9 @@ mod transport;
 
 pub use channel::{
     Ack, Channel, Confirm, Consume, Consumer, Deferred, Delivery, ExchangeBind, ExchangeDeclare,
-    ExchangeDelete, ExchangeKind, ExchangeUnbind, Get, Nack, NoWait, Outcome, Overflow, Pending, Publish,
-    Qos, QueueBind, QueueDeclare, QueueDeclareOk, QueueDelete, QueuePurge, QueueType, QueueUnbind, Reject,
-    Requeue, Transaction, select, select_timeout,
+    ExchangeDelete, ExchangeKind, ExchangeUnbind, Get, Message, Nack, NoWait, Outcome, Overflow, Pending,
+    Publish, Qos, QueueBind, QueueDeclare, QueueDeclareOk, QueueDelete, QueuePurge, QueueType, QueueUnbind,
+    Reject, Requeue, Transaction, select, select_timeout,
 };
 pub use connection::{
     Connection,

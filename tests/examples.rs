@@ -56,6 +56,13 @@ const OUTPUTS: &[(&str, &str)] = &[
          vhost 'VHOST' (caused by basic.publish)\nat the end: 1 orders\n",
     ),
     (
+        "binary_data",
+        "Some(\"application/octet-stream\")\n\
+         malformed message: the body is not UTF-8 text: invalid utf-8 sequence of 1 bytes from index 128\n\
+         256 bytes, each as it was sent\n\
+         Some(\"text/plain; charset=utf-8\")\nGrüße\nNone\nbytes that say nothing of themselves\n",
+    ),
+    (
         "producer",
         "message-0: {\"count\": 0}\nmessage-1: {\"count\": 1}\nmessage-2: {\"count\": 2}\n\
          message-3: {\"count\": 3}\nmessage-4: {\"count\": 4}\nmessage-5: {\"count\": 5}\n\

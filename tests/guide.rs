@@ -13,6 +13,8 @@
 //!   or none.
 //! - `"amqp://localhost"` stands for the broker.
 //! - What it prints stands in a `text` block after it, behind a line that is just `prints`.
+//! - Before the function of one that uses the feature `json` stands a hidden `# #[cfg(feature = "json")]`. It is
+//!   run when the tests have that feature.
 //! - One that cannot run begins with the comment `// Not run by the tests:` and the reason.
 //!
 //! A channel that a snippet was given must be in order when it ends: what was published on it was not
@@ -34,6 +36,7 @@ use common::brokers::{Broker, on_each_broker, unique};
 const INFO: &str = "rust,no_run";
 const NOT_RUN: &str = "// Not run by the tests:";
 const BROKER: &str = "\"amqp://localhost\"";
+const WITH_JSON: &str = "#[cfg(feature = \"json\")]\n";
 
 /// One Rust block of a page.
 #[derive(Debug)]
@@ -142,6 +145,7 @@ fn snippets(page: &str) -> Vec<Snippet> {
 fn runnable(page: &str) -> Vec<Snippet> {
     let mut all = snippets(page);
     all.retain(|snippet| !snippet.code.starts_with(NOT_RUN));
+    all.retain(|snippet| cfg!(feature = "json") || !snippet.code.contains(WITH_JSON));
     all
 }
 
@@ -218,7 +222,7 @@ impl Snippet {
     /// The source of its module. Its lines have the same numbers as on the page.
     fn module(&self) -> String {
         let call = Kind::of(&self.code).expect("a known kind").call();
-        let code = self.code.replace(BROKER, "crate::uri()");
+        let code = self.code.replace(BROKER, "crate::uri()").replace(WITH_JSON, "\n");
         let run = format!("pub fn run() -> Result<(), Box<dyn std::error::Error>> {{ {call} Ok(()) }}");
         format!("{}{code}\n{run}\n", "\n".repeat(self.line))
     }
@@ -279,9 +283,10 @@ fn compile() -> Result<PathBuf, String> {
         choices += &format!("        \"{name}\" => {name}::run(),\n");
     }
     write("src/main.rs", &MAIN.replace("//modules", &modules).replace("//choices", &choices));
-    let default_features = cfg!(feature = "tls").to_string();
-    let manifest = MANIFEST.replace("ROOT", &root().to_string_lossy()).replace("DEFAULT", &default_features);
-    write("Cargo.toml", &manifest);
+    let features = [("tls", cfg!(feature = "tls")), ("json", cfg!(feature = "json"))];
+    let features: Vec<_> = features.into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect();
+    let manifest = MANIFEST.replace("ROOT", &root().to_string_lossy());
+    write("Cargo.toml", &manifest.replace("FEATURES", &format!("{features:?}")));
     // The versions that the library was tested with, which are here already.
     fs::copy(root().join("Cargo.lock"), folder.join("Cargo.lock")).expect("the lock file");
 
@@ -308,7 +313,8 @@ edition = "2024"
 [workspace]
 
 [dependencies]
-leveret = { path = 'ROOT', default-features = DEFAULT }
+leveret = { path = 'ROOT', default-features = false, features = FEATURES }
+serde = { version = "1", features = ["derive"] }
 "#;
 
 const MAIN: &str = r#"#![allow(unused)]

@@ -59,10 +59,11 @@ impl Delivery {
         self.body().to_vec()
     }
 
-    /// The body as text.
+    /// The body as text, whatever its content type says.
     ///
     /// # Errors
-    /// [`Error::Malformed`] if it is not UTF-8; [`body`](Delivery::body) has the bytes.
+    /// [`Error::Malformed`] if it is not UTF-8; [`body`](Delivery::body) has the bytes, and the delivery can be
+    /// rejected.
     pub fn text(&self) -> Result<&str> {
         std::str::from_utf8(self.body())
             .map_err(|error| Error::malformed(format!("the body is not UTF-8 text: {error}")))

@@ -15,6 +15,9 @@ mod exchange;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fixture;
 mod get;
+#[cfg(feature = "json")]
+mod json;
+mod message;
 mod no_wait;
 mod publish;
 mod queue;
@@ -31,6 +34,7 @@ pub use deferred::{Deferred, Pending};
 pub use delivery::Delivery;
 pub use exchange::{ExchangeBind, ExchangeDeclare, ExchangeDelete, ExchangeKind, ExchangeUnbind};
 pub use get::{Get, Qos};
+pub use message::Message;
 pub use no_wait::NoWait;
 pub use publish::Publish;
 pub use queue::{
