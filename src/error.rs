@@ -23,6 +23,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | [`Tls`](Error::Tls) | a certificate or a TLS setting, on one side | correct it; no credentials were sent |
 /// | [`Connect`](Error::Connect), [`Io`](Error::Io), [`Timeout`](Error::Timeout) | the network, or a broker that stopped | open a new connection |
 /// | [`Closed`](Error::Closed) | your own program closed it | stop using the handle |
+/// | [`Cancelled`](Error::Cancelled) | your own program cancelled the coroutine | return |
 /// | [`CancelledByServer`](Error::CancelledByServer) | the queue went away | consume again, if it comes back |
 /// | [`Nacked`](Error::Nacked), [`Returned`](Error::Returned), [`Unconfirmed`](Error::Unconfirmed) | the broker did not take a message | publish it again, or elsewhere |
 /// | [`Blocked`](Error::Blocked) | the broker is short of memory or disk | wait |
@@ -82,6 +83,12 @@ pub enum Error {
     /// The program itself closed the connection or the channel before this call.
     #[error("the {0} was closed by the application")]
     Closed(Scope),
+
+    /// The coroutine that made this call was cancelled while it waited, or before, or it is unwinding: it cannot wait
+    /// any more. As after a timeout, what was sent was sent, its answer is thrown away, and the handle stays usable
+    /// for others. (Feature `coroutines`.)
+    #[error("the coroutine was cancelled, or is unwinding, and cannot wait any more")]
+    Cancelled,
 
     /// The broker cancelled this consumer, usually because its queue was deleted.
     #[error("the broker cancelled consumer {consumer_tag:?} (was its queue deleted?)")]

@@ -1,10 +1,18 @@
-//! Waiting: the only place that knows how a caller sleeps and is woken.
+//! Waiting: the only place that knows how a caller sleeps and is woken, and whether it is a thread or a
+//! coroutine.
 //!
 //! A [`Waiter`] is made by whoever is about to wait, is put where the waker finds it while the lock is still
 //! held, and is taken out and woken after the lock was released. Waking is allowed to be spurious: whoever
-//! waits looks again. No lock is ever held across [`Waiter::park`].
+//! waits looks again. No lock is ever held across [`Waiter::park`], and no thread-local either: a coroutine goes
+//! on on another thread.
+
+#[cfg(feature = "coroutines")]
+mod coroutine;
 
 use std::{
+    collections::VecDeque,
+    fmt, io,
+    panic::{self, AssertUnwindSafe},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, Thread},
     time::Instant,
@@ -15,45 +23,151 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Why a wait was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GivenUp {
+    /// The deadline has passed.
+    TooLate,
+    /// The coroutine that waits was cancelled, or is unwinding: it must not wait any more.
+    Cancelled,
+}
+
 /// A caller that sleeps until it is woken or its time is over.
 #[derive(Debug, Clone)]
-pub(crate) struct Waiter(Thread);
+pub(crate) enum Waiter {
+    Thread(Thread),
+    #[cfg(feature = "coroutines")]
+    Coroutine(coroutine::Parking),
+}
 
 impl Waiter {
-    pub(crate) fn current() -> Waiter {
-        Waiter(thread::current())
+    /// For one wait of the caller.
+    pub(crate) fn new() -> Waiter {
+        #[cfg(feature = "coroutines")]
+        if let Some(parking) = coroutine::Parking::of_caller() {
+            return Waiter::Coroutine(parking);
+        }
+        Waiter::Thread(thread::current())
     }
 
-    /// Sleeps until woken (also before: a wake is not lost) or until `deadline`; false when that has passed.
-    pub(crate) fn park(deadline: Option<Instant>) -> bool {
-        match deadline {
-            None => {
-                thread::park();
-                true
-            }
-            Some(deadline) => match deadline.checked_duration_since(Instant::now()) {
-                Some(left) if !left.is_zero() => {
-                    thread::park_timeout(left);
-                    true
-                }
-                _ => false,
-            },
+    /// Sleeps until woken (also before: a wake is not lost) or until `deadline`. Only for the caller that made it.
+    pub(crate) fn park(&self, deadline: Option<Instant>) -> Result<(), GivenUp> {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(GivenUp::TooLate);
+        }
+        match (self, left) {
+            (Waiter::Thread(_), None) => thread::park(),
+            (Waiter::Thread(_), Some(left)) => thread::park_timeout(left),
+            #[cfg(feature = "coroutines")]
+            (Waiter::Coroutine(parking), left) => return parking.park(left),
+        }
+        Ok(())
+    }
+
+    /// Both stand for the same wait, or the same thread.
+    pub(crate) fn is(&self, other: &Waiter) -> bool {
+        match (self, other) {
+            (Waiter::Thread(this), Waiter::Thread(other)) => this.id() == other.id(),
+            #[cfg(feature = "coroutines")]
+            (Waiter::Coroutine(this), Waiter::Coroutine(other)) => this.is(other),
+            #[cfg(feature = "coroutines")]
+            _ => false,
         }
     }
 
-    /// This waiter stands for the caller.
-    pub(crate) fn is_current(&self) -> bool {
-        self.0.id() == thread::current().id()
-    }
-
     pub(crate) fn wake(self) {
-        self.0.unpark();
+        match self {
+            Waiter::Thread(thread) => thread.unpark(),
+            #[cfg(feature = "coroutines")]
+            Waiter::Coroutine(parking) => parking.wake(),
+        }
     }
 }
 
 /// Wakes all, once no lock is held.
 pub(crate) fn wake_all(waiters: Vec<Waiter>) {
     waiters.into_iter().for_each(Waiter::wake);
+}
+
+/// The caller is a coroutine: its stack is small, and its thread is not its own. It must neither write to a socket
+/// nor do anything else that is deep or blocks the thread.
+#[cfg(feature = "coroutines")]
+pub(crate) use coroutine::is_coroutine;
+
+/// See the other one.
+#[cfg(not(feature = "coroutines"))]
+pub(crate) const fn is_coroutine() -> bool {
+    false
+}
+
+/// Does `work`, which may be deep and may block its thread: at once for a thread; for a coroutine on a thread made
+/// for it, and the coroutine waits. Whether or not it waits to the end, the work is done to the end, and then a
+/// result that nobody takes is dropped there. A panic is the caller's.
+///
+/// # Errors
+/// No thread could be started; the work was not done.
+pub(crate) fn on_a_thread<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<Result<T, GivenUp>> {
+    if !is_coroutine() {
+        return Ok(Ok(work()));
+    }
+    let done = OneShot::new();
+    let doing = done.clone();
+    let run = move || doing.put(panic::catch_unwind(AssertUnwindSafe(work)));
+    thread::Builder::new().name(name.into()).spawn(run)?;
+    Ok(done.wait(None).map(|done| done.unwrap_or_else(|panicked| panic::resume_unwind(panicked))))
+}
+
+/// Things to be seen through that take a wait, left behind by coroutines that may not wait any more: a close, a
+/// cancel, a rollback. They are done in order on one thread, which is there only as long as there is something to
+/// do.
+#[derive(Default)]
+pub(crate) struct Errands(Arc<Mutex<ErrandsState>>);
+
+#[derive(Default)]
+struct ErrandsState {
+    left: VecDeque<Box<dyn FnOnce() + Send>>,
+    /// The thread is there, and looks again before it ends.
+    running: bool,
+}
+
+impl Errands {
+    /// Leaves `work`, which must have a limit. **Does not wait.**
+    pub(crate) fn leave(&self, work: impl FnOnce() + Send + 'static) {
+        let mut state = lock(&self.0);
+        state.left.push_back(Box::new(work));
+        if std::mem::replace(&mut state.running, true) {
+            return;
+        }
+        drop(state);
+        let errands = self.0.clone();
+        let run = move || {
+            while let Some(work) = next_errand(&errands) {
+                work();
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("leveret-errands".into()).spawn(run) {
+            // The next one to leave something tries again.
+            lock(&self.0).running = false;
+            log::error!(target: "leveret::connection", "cannot start a thread: {error}");
+        }
+    }
+}
+
+fn next_errand(errands: &Mutex<ErrandsState>) -> Option<Box<dyn FnOnce() + Send>> {
+    let mut state = lock(errands);
+    let work = state.left.pop_front();
+    state.running = work.is_some();
+    work
+}
+
+impl fmt::Debug for Errands {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Errands").finish_non_exhaustive()
+    }
 }
 
 /// A value that one side puts in once and another waits for.
@@ -85,20 +199,29 @@ impl<T> OneShot<T> {
         }
     }
 
-    /// Waits for the value; `None` when `deadline` passed without it.
-    pub(crate) fn wait(&self, deadline: Option<Instant>) -> Option<T> {
+    /// The value if it is there. **Does not wait.**
+    pub(crate) fn take(&self) -> Option<T> {
+        match std::mem::replace(&mut *lock(&self.0), State::Empty) {
+            State::Full(value) => Some(value),
+            State::Empty | State::Awaited(_) => None,
+        }
+    }
+
+    /// Waits for the value until `deadline`.
+    pub(crate) fn wait(&self, deadline: Option<Instant>) -> Result<T, GivenUp> {
+        if let Some(value) = self.take() {
+            return Ok(value);
+        }
+        let waiter = Waiter::new();
         loop {
             let mut state = lock(&self.0);
             match std::mem::replace(&mut *state, State::Empty) {
-                State::Full(value) => return Some(value),
-                State::Empty | State::Awaited(_) => *state = State::Awaited(Waiter::current()),
+                State::Full(value) => return Ok(value),
+                State::Empty | State::Awaited(_) => *state = State::Awaited(waiter.clone()),
             }
             drop(state);
-            if !Waiter::park(deadline) {
-                return match std::mem::replace(&mut *lock(&self.0), State::Empty) {
-                    State::Full(value) => Some(value),
-                    State::Empty | State::Awaited(_) => None,
-                };
+            if let Err(given_up) = waiter.park(deadline) {
+                return self.take().ok_or(given_up);
             }
         }
     }
@@ -107,7 +230,7 @@ impl<T> OneShot<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+    use std::{sync::mpsc, time::Duration};
 
     #[test]
     fn a_value_reaches_the_one_who_waits_whoever_comes_first() {
@@ -117,7 +240,7 @@ mod tests {
                 let shot = shot.clone();
                 move || shot.put(round)
             });
-            assert_eq!(shot.wait(None), Some(round));
+            assert_eq!(shot.wait(None), Ok(round));
             putter.join().unwrap();
         }
     }
@@ -125,8 +248,8 @@ mod tests {
     #[test]
     fn a_wait_ends_at_its_deadline() {
         let shot = OneShot::<()>::new();
-        assert_eq!(shot.wait(Some(Instant::now() + Duration::from_millis(5))), None);
-        assert_eq!(shot.wait(Some(Instant::now())), None);
+        assert_eq!(shot.wait(Some(Instant::now() + Duration::from_millis(5))), Err(GivenUp::TooLate));
+        assert_eq!(shot.wait(Some(Instant::now())), Err(GivenUp::TooLate));
     }
 
     #[test]
@@ -134,6 +257,18 @@ mod tests {
         let shot = OneShot::new();
         shot.put(1);
         shot.put(2);
-        assert_eq!(shot.wait(None), Some(1));
+        assert_eq!(shot.wait(None), Ok(1));
+    }
+
+    #[test]
+    fn errands_are_done_in_order_and_more_may_come_at_any_time() {
+        let errands = Errands::default();
+        let (done, all) = mpsc::channel();
+        for number in 0..1000 {
+            let done = done.clone();
+            errands.leave(move || done.send(number).unwrap());
+        }
+        drop(done);
+        assert!(all.iter().eq(0..1000));
     }
 }

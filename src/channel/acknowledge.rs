@@ -10,7 +10,6 @@ use crate::{
         frame::write_method,
         spec::{BasicAck, BasicNack, BasicRecover, BasicReject, Method},
     },
-    sync::Waiter,
 };
 
 /// Whether a message that was not dealt with goes back to its queue.
@@ -211,6 +210,7 @@ impl Core {
     ) -> Result<()> {
         let outgoing = &self.connection.outgoing;
         let mut deadline = None;
+        let mut waiter = None;
         loop {
             let mut state = self.lock();
             state.check_open()?;
@@ -225,9 +225,9 @@ impl Core {
             if !all && !state.unacked.contains(tag) {
                 return settled("no such delivery is outstanding on its channel");
             }
-            let waiter = deadline.is_some().then(Waiter::current);
+            let waiting = waiter.clone();
             let pushed =
-                outgoing.push(&self.gate, Kind::Method, Urgency::Stream, waiter, |out, channel| {
+                outgoing.push(&self.gate, Kind::Method, Urgency::Stream, waiting, |out, channel| {
                     settlement.write(out, channel, outgoing.max_frame(), tag)
                 })?;
             match pushed {
@@ -247,11 +247,9 @@ impl Core {
                 }
                 Push::Later | Push::HalfSent => {
                     drop(state);
-                    match deadline {
-                        // The next round leaves a waiter.
-                        None => deadline = Some(Instant::now().checked_add(limit)),
-                        Some(deadline) if outgoing.pause(deadline) => {}
-                        Some(_) => return Err(self.too_late("sending an acknowledgement", limit)),
+                    let deadline = *deadline.get_or_insert_with(|| Instant::now().checked_add(limit));
+                    if !outgoing.pause(&mut waiter, deadline)? {
+                        return Err(self.too_late("sending an acknowledgement", limit));
                     }
                 }
                 Push::Shut => {

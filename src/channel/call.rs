@@ -14,7 +14,7 @@ use crate::{
         frame::write_method,
         spec::{Method, MethodBody},
     },
-    sync::{OneShot, Waiter},
+    sync::OneShot,
 };
 
 /// A call that waits for its answer.
@@ -75,6 +75,15 @@ impl Channel {
 impl Core {
     /// Sends a method and waits for what answers it.
     pub(super) fn call<'m, M: MethodBody<'m>>(&self, timeout: Duration, method: &M) -> Result<Answer> {
+        self.call_once_sent(timeout, method)?
+    }
+
+    /// The same, for who cares whether it was sent: the outer error says that it was not.
+    pub(super) fn call_once_sent<'m, M: MethodBody<'m>>(
+        &self,
+        timeout: Duration,
+        method: &M,
+    ) -> Result<Result<Answer>> {
         let deadline = Instant::now().checked_add(timeout);
         let _awaiting = self.connection.incoming.awaiting();
         let coming = self.begin(timeout, M::NAME, M::REPLIES, Urgency::Caller, |out, channel| {
@@ -82,7 +91,7 @@ impl Core {
         })?;
         self.connection.outgoing.flush();
         // A late answer finds its own waiter, who is gone: it can never reach another call.
-        coming.wait(deadline).unwrap_or_else(|| Err(self.too_late(M::NAME, timeout)))
+        Ok(coming.wait(deadline).unwrap_or_else(|why| Err(self.given_up(why, M::NAME, timeout))))
     }
 
     /// Sends what `encode` writes, and leaves a waiter for the answer.
@@ -97,13 +106,13 @@ impl Core {
         let deadline = Instant::now().checked_add(timeout);
         let outgoing = &self.connection.outgoing;
         let answer = OneShot::new();
+        let mut waiter = None;
         loop {
             let mut state = self.lock();
             state.check_open()?;
             // Registered and appended under one lock: answers come in the order of the waiters.
             state.calls.push_back(Waiting { expects, answer: answer.clone() });
-            let waiter = Some(Waiter::current());
-            let pushed = outgoing.push(&self.gate, Kind::Method, urgency, waiter, &mut encode);
+            let pushed = outgoing.push(&self.gate, Kind::Method, urgency, waiter.clone(), &mut encode);
             if let Ok(Push::Accepted { flush }) = pushed {
                 drop(state);
                 if flush {
@@ -114,7 +123,7 @@ impl Core {
             state.calls.pop_back();
             drop(state);
             match pushed? {
-                Push::Later if outgoing.pause(deadline) => {}
+                Push::Later if outgoing.pause(&mut waiter, deadline)? => {}
                 other => self.outcome(other, name, timeout)?,
             }
         }

@@ -22,7 +22,7 @@ use crate::{
         frame::write_method,
         spec::{ConfirmSelect, MethodBody},
     },
-    sync::{OneShot, Waiter, lock, wake_all},
+    sync::{GivenUp, OneShot, Waiter, lock, wake_all},
 };
 
 /// What became of a published message. There is exactly one for every publish.
@@ -90,7 +90,11 @@ impl Confirm {
                 self.core.connection.outgoing.flush();
                 self.coming.wait(deadline)
             };
-            self.keep(outcome);
+            if outcome.as_ref().is_err_and(|why| *why == GivenUp::Cancelled) {
+                // Not kept: the outcome itself may still come.
+                return Some(Outcome::Unknown(Error::Cancelled));
+            }
+            self.keep(outcome.ok());
         }
         self.outcome.clone()
     }
@@ -98,7 +102,7 @@ impl Confirm {
     /// The outcome if it is here. **Does not wait.**
     pub fn try_wait(&mut self) -> Option<Outcome> {
         if self.outcome.is_none() {
-            let outcome = self.coming.wait(Some(Instant::now()));
+            let outcome = self.coming.take();
             self.keep(outcome);
         }
         self.outcome.clone()
@@ -202,22 +206,23 @@ impl Channel {
             let tracker = &mut lock(&core.confirms.state).tracker;
             (tracker.published(), tracker.begin_report())
         };
-        loop {
+        let waiter = Waiter::new();
+        let why = loop {
             let mut state = lock(&core.confirms.state);
             if !state.tracker.is_waiting_for(last) {
                 let (failures, more) = state.tracker.end_report(mark, core.confirms.is_selected());
                 drop(state);
                 return report(failures, more);
             }
-            state.waiting.push(Waiter::current());
+            state.waiting.push(waiter.clone());
             drop(state);
-            if !Waiter::park(deadline) {
-                break;
+            if let Err(why) = waiter.park(deadline) {
+                break why;
             }
-        }
-        let error = core.too_late("waiting for confirms", timeout);
+        };
+        let error = core.given_up(why, "waiting for confirms", timeout);
         let mut state = lock(&core.confirms.state);
-        state.waiting.retain(|waiter| !waiter.is_current());
+        state.waiting.retain(|other| !other.is(&waiter));
         let missing: Vec<u64> = state.tracker.outstanding_up_to(last).collect();
         let (mut failures, more) = state.tracker.end_report(mark, core.confirms.is_selected());
         drop(state);
@@ -270,15 +275,20 @@ impl Confirms {
         lock(&self.state).ever_selected
     }
 
-    /// Waits for a place in the window of outstanding publishes; false when the deadline has passed.
+    /// Waits for a place in the window of outstanding publishes until the deadline.
     ///
     /// What `before_waiting` gives is kept while it waits.
-    fn reserve<W>(&self, window: usize, deadline: Option<Instant>, before_waiting: impl Fn() -> W) -> bool {
+    fn reserve<W>(
+        &self,
+        window: usize,
+        deadline: Option<Instant>,
+        before_waiting: impl Fn() -> W,
+    ) -> Result<(), GivenUp> {
         loop {
             let mut state = lock(&self.state);
             if state.tracker.outstanding() + state.reserved < window || !self.is_selected() {
                 state.reserved += 1;
-                return true;
+                return Ok(());
             }
             drop(state);
             let _waiting = before_waiting();
@@ -286,11 +296,12 @@ impl Confirms {
             if state.tracker.outstanding() + state.reserved < window {
                 continue;
             }
-            state.waiting.push(Waiter::current());
+            let waiter = Waiter::new();
+            state.waiting.push(waiter.clone());
             drop(state);
-            if !Waiter::park(deadline) {
-                lock(&self.state).waiting.retain(|waiter| !waiter.is_current());
-                return false;
+            if let Err(given_up) = waiter.park(deadline) {
+                lock(&self.state).waiting.retain(|other| !other.is(&waiter));
+                return Err(given_up);
             }
         }
     }
@@ -415,9 +426,9 @@ impl Core {
             self.connection.outgoing.flush();
             self.connection.incoming.awaiting()
         };
-        if !self.confirms.reserve(window, deadline(), before_waiting) {
+        if let Err(why) = self.confirms.reserve(window, deadline(), before_waiting) {
             let limit = self.connection.limits.publish_timeout;
-            return Err(self.too_late("room in the window of unconfirmed messages", limit));
+            return Err(self.given_up(why, "room in the window of unconfirmed messages", limit));
         }
         Ok(Some(Place { confirms: &self.confirms, fingerprint, handle }))
     }
@@ -441,6 +452,6 @@ impl Core {
         })?;
         outgoing.flush();
         let answer = coming.wait(Instant::now().checked_add(timeout));
-        answer.unwrap_or_else(|| Err(self.too_late(name, timeout))).map(drop)
+        answer.unwrap_or_else(|why| Err(self.given_up(why, name, timeout))).map(drop)
     }
 }

@@ -17,22 +17,24 @@ use std::{
 use super::{
     Channel, Core,
     acknowledge::{Requeue, Settlement},
+    call::Coming,
     delivery::{Delivery, Pack},
     get::Qos,
 };
 use crate::{
     connection::{
         events::Event,
+        outgoing::Urgency,
         state::{Arrived, Batch},
     },
     error::{Error, Result},
     protocol::{
         frame::write_method,
-        spec::{BasicCancel, BasicConsume, Method},
+        spec::{BasicCancel, BasicConsume, Method, MethodBody},
         value::{FieldTable, FieldValue},
         wire::{ShortStr, Table},
     },
-    sync::{Waiter, lock, wake_all},
+    sync::{GivenUp, Waiter, lock, wake_all},
 };
 
 /// Arguments of [`Channel::basic_consume`]. A bare queue name converts into it.
@@ -137,6 +139,7 @@ pub struct Consumer {
     /// What was taken from the queue and not returned yet.
     taken: VecDeque<Queued>,
     timeout: Duration,
+    told_cancelled: bool,
 }
 
 impl Channel {
@@ -199,7 +202,7 @@ impl Channel {
         if let Err(error) = started {
             // Nobody will take what comes, and dropping the consumer must not wait any more.
             consumer.queue.core.consumer_ended(tag.as_bytes());
-            if let Error::Timeout(_) = error {
+            if let Error::Timeout(_) | Error::Cancelled = error {
                 // The broker may still start it.
                 let _ = self.within(Duration::ZERO).send(&BasicCancel {
                     consumer_tag: ShortStr::new("the consumer tag", tag)?,
@@ -239,7 +242,7 @@ fn generated_tag() -> String {
 
 impl Consumer {
     pub(super) fn new(queue: Arc<DeliveryQueue>, timeout: Duration) -> Consumer {
-        Consumer { queue, taken: VecDeque::new(), timeout }
+        Consumer { queue, taken: VecDeque::new(), timeout, told_cancelled: false }
     }
 
     /// The tag that the consumer has on its channel.
@@ -285,13 +288,26 @@ impl Consumer {
             }
             // About to wait: what this program has gathered goes out first.
             self.flush();
-            if let Some(delivery) = self.take_next(Some(Waiter::current()))? {
+            let waiter = Waiter::new();
+            if let Some(delivery) = self.take_next(Some(waiter.clone()))? {
                 return Ok(Some(delivery));
             }
-            if self.queue.is_exhausted() || !Waiter::park(deadline) {
-                self.forget_waiter();
+            if self.queue.is_exhausted() {
                 return Ok(None);
             }
+            if let Err(given_up) = waiter.park(deadline) {
+                self.forget_waiter(&waiter);
+                return self.given_up(given_up);
+            }
+        }
+    }
+
+    /// What a wait that was given up returns. A coroutine that was cancelled is told once, so that a loop over the
+    /// deliveries ends even if it goes on after errors.
+    pub(super) fn given_up(&mut self, why: GivenUp) -> Result<Option<Delivery>> {
+        match why {
+            GivenUp::Cancelled if !mem::replace(&mut self.told_cancelled, true) => Err(Error::Cancelled),
+            GivenUp::Cancelled | GivenUp::TooLate => Ok(None),
         }
     }
 
@@ -317,8 +333,8 @@ impl Consumer {
         self.queue.core.connection.outgoing.flush();
     }
 
-    pub(super) fn forget_waiter(&self) {
-        self.queue.forget_waiter();
+    pub(super) fn forget_waiter(&self, waiter: &Waiter) {
+        self.queue.forget_waiter(waiter);
     }
 }
 
@@ -335,29 +351,69 @@ impl std::iter::FusedIterator for Consumer {}
 
 impl Drop for Consumer {
     fn drop(&mut self) {
-        let core = &self.queue.core;
+        let queue = self.queue.clone();
+        let mut leaving = Leaving { queue, taken: mem::take(&mut self.taken), cancelling: None };
+        if let Err(GivenUp::Cancelled) = leaving.leave() {
+            let errands = &self.queue.core.connection.errands;
+            errands.leave(move || {
+                let _ = leaving.leave();
+            });
+        }
+    }
+}
+
+/// A consumer that was dropped. A coroutine that may not wait any more leaves off where it is, and somebody else goes
+/// on from there.
+struct Leaving {
+    queue: Arc<DeliveryQueue>,
+    taken: VecDeque<Queued>,
+    /// The cancel was sent.
+    cancelling: Option<Coming>,
+}
+
+impl Leaving {
+    fn leave(&mut self) -> Result<(), GivenUp> {
+        let core = self.queue.core.clone();
         let limit = core.connection.limits.drop_timeout;
         let deadline = Instant::now() + limit;
         if core.has_consumer(&self.queue)
-            && let Err(error) = self.queue.cancel(limit)
+            && let Err(error) = self.cancel(limit)
         {
+            if let Error::Cancelled = error {
+                return Err(GivenUp::Cancelled);
+            }
             log::debug!(target: "leveret::channel", "cancelling {} on drop: {error}", self.queue.tag);
         }
         self.queue.end(End::Cancelled);
-        let mut held = mem::take(&mut self.taken);
-        self.queue.take(&mut self.taken, None);
-        held.append(&mut self.taken);
-        for queued in held.drain(..).filter(|queued| !queued.pack.no_ack) {
-            for arrived in queued.deliveries.as_slice() {
+        let mut queued = VecDeque::new();
+        self.queue.take(&mut queued, None);
+        self.taken.append(&mut queued);
+        while let Some(queued) = self.taken.front() {
+            for arrived in queued.deliveries.as_slice().iter().filter(|_| !queued.pack.no_ack) {
                 let back = Settlement::Nack { multiple: false, requeue: Requeue::Yes };
                 let left = deadline.saturating_duration_since(Instant::now());
                 match core.settle_within(left, arrived.delivery_tag, Some(queued.pack.epoch), back) {
                     Ok(()) | Err(Error::Settled { .. }) => {}
+                    Err(Error::Cancelled) => return Err(GivenUp::Cancelled),
                     // The channel is closed, and with it they have gone back already.
-                    Err(_) => return,
+                    Err(_) => return Ok(()),
                 }
             }
+            self.taken.pop_front();
         }
+        Ok(())
+    }
+
+    fn cancel(&mut self, limit: Duration) -> Result<()> {
+        let core = &self.queue.core;
+        let _awaiting = core.connection.incoming.awaiting();
+        let coming = match &self.cancelling {
+            Some(coming) => coming,
+            None => self.cancelling.insert(self.queue.begin_cancel(limit)?),
+        };
+        core.connection.outgoing.flush();
+        let answer = coming.wait(Instant::now().checked_add(limit));
+        answer.unwrap_or_else(|why| Err(core.given_up(why, BasicCancel::NAME, limit))).map(drop)
     }
 }
 
@@ -460,8 +516,8 @@ impl DeliveryQueue {
         Taken::Nothing
     }
 
-    fn forget_waiter(&self) {
-        lock(&self.state).waiting.retain(|waiter| !waiter.is_current());
+    fn forget_waiter(&self, waiter: &Waiter) {
+        lock(&self.state).waiting.retain(|other| !other.is(waiter));
     }
 
     fn is_exhausted(&self) -> bool {
@@ -494,6 +550,15 @@ impl DeliveryQueue {
     fn cancel(&self, timeout: Duration) -> Result<()> {
         let consumer_tag = ShortStr::new("the consumer tag", &self.tag)?;
         self.core.call(timeout, &BasicCancel { consumer_tag, no_wait: false }).map(drop)
+    }
+
+    fn begin_cancel(&self, timeout: Duration) -> Result<Coming> {
+        let method =
+            BasicCancel { consumer_tag: ShortStr::new("the consumer tag", &self.tag)?, no_wait: false };
+        let (name, replies) = (BasicCancel::NAME, BasicCancel::REPLIES);
+        self.core.begin(timeout, name, replies, Urgency::Caller, |out, channel| {
+            write_method(out, channel, self.core.connection.outgoing.max_frame(), &method)
+        })
     }
 }
 

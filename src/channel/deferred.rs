@@ -13,11 +13,12 @@ use super::{
 };
 use crate::{
     connection::outgoing::Urgency,
-    error::Result,
+    error::{Error, Result},
     protocol::{
         frame::write_method,
         spec::{Method, MethodBody},
     },
+    sync::GivenUp,
 };
 
 /// The answer to a call that was sent already.
@@ -50,13 +51,16 @@ impl<T> Pending<T> {
         }
         let _awaiting = self.core.connection.incoming.awaiting();
         self.core.connection.outgoing.flush();
-        let answer = self.coming.wait(Instant::now().checked_add(timeout))?;
-        Some(answer.and_then(|answer| answer.decode(self.decode)))
+        match self.coming.wait(Instant::now().checked_add(timeout)) {
+            Ok(answer) => Some(answer.and_then(|answer| answer.decode(self.decode))),
+            Err(GivenUp::TooLate) => None,
+            Err(GivenUp::Cancelled) => Some(Err(Error::Cancelled)),
+        }
     }
 
     /// The answer if it is here. **Does not wait.** It is returned once.
     pub fn try_wait(&mut self) -> Option<Result<T>> {
-        let answer = self.coming.wait(Some(Instant::now()))?;
+        let answer = self.coming.take()?;
         Some(answer.and_then(|answer| answer.decode(self.decode)))
     }
 }

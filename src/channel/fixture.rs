@@ -108,7 +108,7 @@ impl Fixture {
         drop(demultiplexer);
         self.shared.fail(Error::Closed(Scope::Connection));
         self.take_deliveries();
-        assert!(self.calls.iter().all(|call| call.wait(None).is_some()));
+        assert!(self.calls.iter().all(|call| call.wait(None).is_ok()));
         for consumer in &mut self.consumers {
             while consumer.next().is_some() {}
             assert!(consumer.has_ended());

@@ -64,7 +64,7 @@ use crate::{
         spec::{BasicCancelOk, ChannelClose, ChannelCloseOk, ChannelFlow, ChannelOpen, Method, MethodBody},
         wire::ShortStr,
     },
-    sync::{OneShot, Waiter, lock},
+    sync::{GivenUp, OneShot, lock},
 };
 use call::{Answer, Coming, Waiting};
 use confirm::Confirms;
@@ -302,11 +302,16 @@ impl Core {
         self.connection.too_late(waiting_for, limit)
     }
 
+    fn given_up(&self, why: GivenUp, waiting_for: &'static str, limit: Duration) -> Error {
+        self.connection.given_up(why, waiting_for, limit)
+    }
+
     fn open(self: &Arc<Core>, timeout: Duration) -> Result<()> {
         let deadline = Instant::now().checked_add(timeout);
         let outgoing = &self.connection.outgoing;
         let _awaiting = self.connection.incoming.awaiting();
         let answer = OneShot::new();
+        let mut waiter = None;
         loop {
             let mut state = self.lock();
             match &state.phase {
@@ -316,9 +321,9 @@ impl Core {
                 Phase::Closed { .. } => {}
             }
             let id = self.connection.register(self.clone())?;
-            let waiter = Some(Waiter::current());
+            let waiting = waiter.clone();
             let opening = Gate::opened(id);
-            let pushed = outgoing.push(&opening, Kind::Method, Urgency::Caller, waiter, |out, channel| {
+            let pushed = outgoing.push(&opening, Kind::Method, Urgency::Caller, waiting, |out, channel| {
                 write_method(out, channel, outgoing.max_frame(), &ChannelOpen::default())?;
                 // From here on others may send: behind the open.
                 self.gate.open(channel);
@@ -334,24 +339,21 @@ impl Core {
             self.connection.release(id);
             drop(state);
             match pushed? {
-                Push::Later if outgoing.pause(deadline) => {}
+                Push::Later if outgoing.pause(&mut waiter, deadline)? => {}
                 Push::Later => return Err(self.too_late(ChannelOpen::NAME, timeout)),
                 _ => return Err(self.connection.cause().unwrap_or(Error::Closed(Scope::Connection))),
             }
         }
         outgoing.flush();
         let opened = answer.wait(deadline);
-        if opened.is_none() {
+        if opened.is_err() {
             // The broker may still open it: the id stays taken until it has answered our close.
             let _ = self.close(Duration::ZERO);
         }
-        opened.unwrap_or_else(|| Err(self.too_late(ChannelOpen::NAME, timeout))).map(drop)
+        opened.unwrap_or_else(|why| Err(self.given_up(why, ChannelOpen::NAME, timeout))).map(drop)
     }
 
-    fn close(&self, timeout: Duration) -> Result<()> {
-        let deadline = Instant::now().checked_add(timeout);
-        let outgoing = &self.connection.outgoing;
-        let _awaiting = self.connection.incoming.awaiting();
+    fn close(self: &Arc<Core>, timeout: Duration) -> Result<()> {
         let answer = OneShot::new();
         {
             let mut state = self.lock();
@@ -363,22 +365,39 @@ impl Core {
             }
             state.closer = Some(answer.clone());
         }
+        let closed = self.see_close_through(&answer, timeout);
+        if let Err(Error::Cancelled) = closed {
+            // The id stays taken until this is done.
+            let core = self.clone();
+            self.connection.errands.leave(move || {
+                core.log_late_error(&core.see_close_through(&answer, core.connection.limits.drop_timeout));
+            });
+        }
+        closed
+    }
+
+    /// Sends the close, unless that was done, and waits for the answer.
+    fn see_close_through(&self, answer: &Coming, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now().checked_add(timeout);
+        let outgoing = &self.connection.outgoing;
+        let _awaiting = self.connection.incoming.awaiting();
+        let mut waiter = None;
         loop {
-            let waiter = Some(Waiter::current());
-            let pushed = outgoing.shut(&self.gate, waiter, |out, channel| {
+            let pushed = outgoing.shut(&self.gate, waiter.clone(), |out, channel| {
                 write_method(out, channel, outgoing.max_frame(), &closing_method())
             });
             match pushed {
-                Ok(Push::Later) if outgoing.pause(deadline) => {}
+                Ok(Push::Later) if outgoing.pause(&mut waiter, deadline)? => {}
                 Ok(Push::Later) => break outgoing.shut_silently(&self.gate),
                 _ => break,
             }
         }
         outgoing.flush();
         match answer.wait(deadline) {
-            Some(Ok(_)) | Some(Err(Error::Closed(_))) => return Ok(()),
-            Some(Err(cause)) => return Err(cause),
-            None => {}
+            Ok(Ok(_)) | Ok(Err(Error::Closed(_))) => return Ok(()),
+            Ok(Err(cause)) => return Err(cause),
+            Err(GivenUp::Cancelled) => return Err(Error::Cancelled),
+            Err(GivenUp::TooLate) => {}
         }
         let state = self.lock();
         match &state.phase {
@@ -388,6 +407,12 @@ impl Core {
             _ => {}
         }
         Err(self.too_late(ChannelClose::NAME, timeout))
+    }
+
+    fn log_late_error(&self, closed: &Result<()>) {
+        if let Err(error) = closed {
+            log::warn!(target: "leveret::channel", "closing channel {} on drop: {error}", self.gate.channel());
+        }
     }
 
     /// The channel is at its end: keeps the first cause and wakes everyone.
@@ -547,8 +572,9 @@ impl Drop for Handle {
             // The reason was returned to a call, or logged when it came.
             return;
         }
-        if let Err(error) = self.0.close(self.0.connection.limits.drop_timeout) {
-            log::warn!(target: "leveret::channel", "closing channel {} on drop: {error}", self.0.gate.channel());
+        let closed = self.0.close(self.0.connection.limits.drop_timeout);
+        if !matches!(closed, Err(Error::Cancelled)) {
+            self.0.log_late_error(&closed);
         }
     }
 }

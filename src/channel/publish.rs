@@ -21,7 +21,7 @@ use crate::{
         spec::BasicPublish,
         wire::ShortStr,
     },
-    sync::OneShot,
+    sync::{OneShot, on_a_thread},
 };
 
 /// Bodies from this size on are written from the caller's slice instead of being copied into the outgoing
@@ -221,7 +221,9 @@ impl Core {
         )?;
         if pushed == Push::HalfSent {
             let error = Error::timeout(Timeout::HALF_SENT, limit);
-            self.connection.fail(error.clone());
+            // Deep, in places.
+            let (connection, cause) = (self.connection.clone(), error.clone());
+            let _ = on_a_thread("leveret-close", move || connection.fail(cause));
             return Err(error);
         }
         self.outcome(pushed, PUBLISHING, limit).map(|()| numbered)

@@ -51,15 +51,22 @@ fn select_before<C: BorrowMut<Consumer>>(
         for consumer in consumers.iter() {
             consumer.borrow().flush();
         }
-        let found = look(consumers, Some(&Waiter::current()));
+        let waiter = Waiter::new();
+        let found = look(consumers, Some(&waiter));
         let all_ended = consumers.iter().all(|consumer| consumer.borrow().has_ended());
-        let goes_on = found.is_none() && !all_ended && Waiter::park(deadline);
+        let waited = if found.is_none() && !all_ended { Some(waiter.park(deadline)) } else { None };
         // Also those that did not wake us: a queue that stays empty must not gather waiters.
         for consumer in consumers.iter() {
-            consumer.borrow().forget_waiter();
+            consumer.borrow().forget_waiter(&waiter);
         }
-        if !goes_on {
-            return found;
+        match waited {
+            Some(Ok(())) => {}
+            // As if the first of them had been waited for.
+            Some(Err(why)) => {
+                let told = consumers.first_mut()?.borrow_mut().given_up(why);
+                return told.transpose().map(|told| (0, told));
+            }
+            None => return found,
         }
     }
 }

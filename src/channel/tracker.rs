@@ -310,7 +310,7 @@ mod tests {
     }
 
     fn outcome(handle: &OneShot<Outcome>) -> Option<Outcome> {
-        handle.wait(Some(std::time::Instant::now()))
+        handle.take()
     }
 
     /// Row 62: single, multiple, out of order, multiple then single; attributed by tag.

@@ -2,7 +2,7 @@
 
 use super::Channel;
 use crate::{
-    error::Result,
+    error::{Error, Result},
     protocol::spec::{Method, TxCommit, TxRollback, TxSelect},
 };
 
@@ -96,11 +96,26 @@ impl Transaction {
 impl Drop for Transaction {
     fn drop(&mut self) {
         let Some(channel) = self.channel.take() else { return };
-        let limit = channel.core().connection.limits.drop_timeout;
-        if channel.is_open()
-            && let Err(error) = rollback(&channel.within(limit))
-        {
-            log::warn!(target: "leveret::channel", "rolling back on drop: {error}");
+        if !channel.is_open() {
+            return;
+        }
+        let core = channel.core().clone();
+        let channel = channel.within(core.connection.limits.drop_timeout);
+        match core.call_once_sent(channel.timeout, &TxRollback {}) {
+            // It was sent.
+            Ok(Ok(_) | Err(Error::Cancelled)) => {}
+            Ok(Err(error)) => log_failed_rollback(&error),
+            // It was not, for want of room, and this coroutine may not wait for some.
+            Err(Error::Cancelled) => core.connection.errands.leave(move || {
+                if let Err(error) = rollback(&channel) {
+                    log_failed_rollback(&error);
+                }
+            }),
+            Err(error) => log_failed_rollback(&error),
         }
     }
+}
+
+fn log_failed_rollback(error: &Error) {
+    log::warn!(target: "leveret::channel", "rolling back on drop: {error}");
 }

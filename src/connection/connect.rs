@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     error::{Attempt, ConnectFailure, Error, Result},
-    sync::OneShot,
+    sync::{GivenUp, OneShot},
     transport::{
         Transport, is_timeout,
         stream::{Relay, Stream},
@@ -132,8 +132,9 @@ fn resolve(host: &Address, timeout: Duration) -> Result<Vec<SocketAddr>> {
         .spawn(move || answered.put(name.to_socket_addrs().map(Iterator::collect)))
         .map_err(|error| Error::io("starting a thread", error))?;
     match answer.wait(Some(Instant::now() + timeout)) {
-        None => Err(Error::timeout("resolving the host name", timeout)),
-        Some(Err(error)) => Err(Error::io("resolving the host name", error)),
-        Some(Ok(addresses)) => Ok(addresses),
+        // A coroutine does not connect by itself, so nobody is cancelled here.
+        Err(GivenUp::TooLate | GivenUp::Cancelled) => Err(Error::timeout("resolving the host name", timeout)),
+        Ok(Err(error)) => Err(Error::io("resolving the host name", error)),
+        Ok(Ok(addresses)) => Ok(addresses),
     }
 }

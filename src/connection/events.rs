@@ -116,7 +116,8 @@ impl Events {
         self.next_before(Some(Instant::now()))
     }
 
-    /// Waits at most `timeout` for the next event; `None` when none came, and after the last one.
+    /// Waits at most `timeout` for the next event; `None` when none came, after the last one, and in a coroutine that
+    /// was cancelled.
     pub fn next_timeout(&mut self, timeout: Duration) -> Option<Event> {
         self.next_before(Instant::now().checked_add(timeout))
     }
@@ -127,6 +128,7 @@ impl Events {
     }
 
     fn next_before(&mut self, deadline: Option<Instant>) -> Option<Event> {
+        let waiter = Waiter::new();
         loop {
             let mut state = lock(&self.0.0);
             if let Some(event) = state.events.pop_front() {
@@ -135,10 +137,10 @@ impl Events {
             if state.ended {
                 return None;
             }
-            state.waiting.push(Waiter::current());
+            state.waiting.push(waiter.clone());
             drop(state);
-            if !Waiter::park(deadline) {
-                lock(&self.0.0).waiting.retain(|waiter| !waiter.is_current());
+            if waiter.park(deadline).is_err() {
+                lock(&self.0.0).waiting.retain(|other| !other.is(&waiter));
                 return None;
             }
         }
@@ -148,7 +150,8 @@ impl Events {
 impl Iterator for Events {
     type Item = Event;
 
-    /// **Waits without a limit** for the next event; see [`next_timeout`](Events::next_timeout).
+    /// **Waits without a limit** for the next event; see [`next_timeout`](Events::next_timeout). Ends early in a
+    /// coroutine that was cancelled.
     fn next(&mut self) -> Option<Event> {
         self.next_before(None)
     }

@@ -28,7 +28,7 @@ use std::{
 use crate::{
     error::{Error, Result},
     protocol::{sasl::Secret, value::FieldTable},
-    sync::lock,
+    sync::{GivenUp, lock, on_a_thread},
     transport::stream::Stream,
 };
 use config::Config;
@@ -100,7 +100,7 @@ impl Connection {
         C: TryInto<Config>,
         Error: From<C::Error>,
     {
-        Connection::establish(config.try_into()?)
+        Connection::establish(config.try_into()?, connect::connect)
     }
 
     /// Like [`open`](Connection::open), over a [`Stream`] of your own instead of TCP. **Waits** at most
@@ -118,15 +118,25 @@ impl Connection {
         Error: From<C::Error>,
     {
         let config = config.try_into()?;
-        config.validate()?;
-        let connected = connect::connect_stream(stream, &config)?;
-        Connection::start(&config, connected)
+        Connection::establish(config, |config| connect::connect_stream(stream, config))
     }
 
-    fn establish(config: Config) -> Result<Connection> {
-        config.validate()?;
-        let connected = connect::connect(&config)?;
-        Connection::start(&config, connected)
+    /// Name resolution and handshakes are deep, and block their thread.
+    fn establish(
+        config: Config,
+        connect: impl FnOnce(&Config) -> Result<Connected> + Send + 'static,
+    ) -> Result<Connection> {
+        let establish = move || {
+            config.validate()?;
+            let connected = connect(&config)?;
+            Connection::start(&config, connected)
+        };
+        match on_a_thread("leveret-connect", establish) {
+            Ok(Ok(connection)) => connection,
+            // It has no deadline of its own: each of its steps has one.
+            Ok(Err(GivenUp::Cancelled | GivenUp::TooLate)) => Err(Error::Cancelled),
+            Err(error) => Err(Error::io("starting a thread", error)),
+        }
     }
 
     fn start(config: &Config, connected: Connected) -> Result<Connection> {
@@ -176,17 +186,18 @@ impl Connection {
 
     /// Waits until the connection ends, and says why: [`Error::Closed`] if the program closed it.
     /// **Waits without a limit**; see [`wait_closed_timeout`](Connection::wait_closed_timeout).
+    ///
+    /// [`Error::Cancelled`] means that it may still be open, but the coroutine that waits was cancelled.
     #[must_use = "says why the connection ended"]
     pub fn wait_closed(&self) -> Error {
-        self.handle.shared.wait_closed(None);
-        self.cause()
+        self.handle.shared.wait_closed(None).map_or(Error::Cancelled, |()| self.cause())
     }
 
     /// Like [`wait_closed`](Connection::wait_closed), for at most `timeout`; `None` when it is still open.
     #[must_use = "says whether and why the connection ended"]
     pub fn wait_closed_timeout(&self, timeout: Duration) -> Option<Error> {
         let deadline = Instant::now().checked_add(timeout);
-        self.handle.shared.wait_closed(deadline).then(|| self.cause())
+        self.handle.shared.wait_closed(deadline).ok().map(|()| self.cause())
     }
 
     fn cause(&self) -> Error {
@@ -243,20 +254,34 @@ impl Connection {
 
 impl Handle {
     fn close(&self, timeout: Duration) -> Result<()> {
-        let result = self.shared.close(timeout);
-        for thread in std::mem::take(&mut *lock(&self.threads)) {
-            // Both end soon: the transport was shut down, or will be once the last words are written, for
-            // which there is a short limit.
-            let _ = thread.join();
+        let shared = self.shared.clone();
+        let threads = std::mem::take(&mut *lock(&self.threads));
+        let close = move || {
+            let result = shared.close(timeout);
+            for thread in threads {
+                // Both end soon: the transport was shut down, or will be once the last words are written, for
+                // which there is a short limit.
+                let _ = thread.join();
+            }
+            result
+        };
+        match on_a_thread("leveret-close", close) {
+            Ok(Ok(result)) => result,
+            // It is closed all the same.
+            Ok(Err(GivenUp::Cancelled | GivenUp::TooLate)) => Err(Error::Cancelled),
+            Err(error) => {
+                let error = Error::io("starting a thread", error);
+                self.shared.fail(error.clone());
+                Err(error)
+            }
         }
-        result
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
         if let Err(error) = self.close(self.shared.limits.drop_timeout)
-            && !error.is_closed()
+            && !matches!(error, Error::Closed(_) | Error::Cancelled)
         {
             log::warn!(target: "leveret::connection", "closing on drop: {error}");
         }

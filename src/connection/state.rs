@@ -26,7 +26,7 @@ use crate::{
         spec::{ConnectionClose, ConnectionCloseOk, ConnectionUpdateSecret, Method, MethodBody, method_name},
         wire::{LongStr, ShortStr},
     },
-    sync::{OneShot, Waiter, lock, wake_all},
+    sync::{Errands, GivenUp, OneShot, Waiter, lock, wake_all},
     transport::Transport,
 };
 
@@ -104,6 +104,7 @@ pub(crate) struct Shared {
     pub(crate) negotiated: Negotiated,
     pub(crate) limits: Limits,
     pub(crate) feeds: Feeds,
+    pub(crate) errands: Errands,
     /// Channel 0.
     gate: Gate,
     state: Mutex<State>,
@@ -159,6 +160,7 @@ impl Shared {
             negotiated,
             limits,
             feeds: Feeds::default(),
+            errands: Errands::default(),
             gate: Gate::opened(0),
             state: Mutex::new(State {
                 phase: Phase::Open,
@@ -193,6 +195,14 @@ impl Shared {
         lock(&self.state).blocked = reason.clone();
         self.outgoing.set_blocked(blocked);
         self.feeds.emit(|| reason.map_or(Event::Unblocked, |reason| Event::Blocked { reason }));
+    }
+
+    /// The error for a wait that was given up.
+    pub(crate) fn given_up(&self, why: GivenUp, waiting_for: &'static str, limit: Duration) -> Error {
+        match why {
+            GivenUp::TooLate => self.too_late(waiting_for, limit),
+            GivenUp::Cancelled => Error::Cancelled,
+        }
     }
 
     /// The error for a wait that has come to its end: a broker that has blocked the connection is the better
@@ -350,10 +360,12 @@ impl Shared {
             }
         };
         if first {
-            self.send_close(deadline);
+            self.send_close(deadline)?;
         }
-        if self.wait_closed(Some(deadline)) {
-            return self.cause().filter(|cause| !cause.is_closed()).map_or(Ok(()), Err);
+        match self.wait_closed(Some(deadline)) {
+            Ok(()) => return self.cause().filter(|cause| !cause.is_closed()).map_or(Ok(()), Err),
+            Err(GivenUp::TooLate) => {}
+            Err(GivenUp::Cancelled) => return Err(Error::Cancelled),
         }
         let error = self.too_late("connection.close", timeout);
         log::warn!(target: "leveret::connection", "{error}; the socket is closed all the same");
@@ -371,6 +383,7 @@ impl Shared {
         };
         let _awaiting = self.incoming.awaiting();
         let answer = OneShot::new();
+        let mut waiter = None;
         loop {
             let mut state = lock(&self.state);
             match &state.phase {
@@ -378,10 +391,10 @@ impl Shared {
                 Phase::Closing => return Err(Error::Closed(Scope::Connection)),
                 Phase::Closed(cause) => return Err(cause.clone()),
             }
-            let waiter = Some(Waiter::current());
+            let waiting = waiter.clone();
             // Appended under the lock of the waiters, so that answers come in their order.
             let pushed =
-                self.outgoing.push(&self.gate, Kind::Method, Urgency::Caller, waiter, |out, channel| {
+                self.outgoing.push(&self.gate, Kind::Method, Urgency::Caller, waiting, |out, channel| {
                     write_method(out, channel, self.outgoing.max_frame(), &method)
                 })?;
             if let Push::Accepted { .. } = pushed {
@@ -389,42 +402,50 @@ impl Shared {
                 break;
             }
             drop(state);
-            if pushed != Push::Later || !self.outgoing.pause(deadline) {
+            if pushed != Push::Later || !self.outgoing.pause(&mut waiter, deadline)? {
                 return Err(self
                     .cause()
                     .unwrap_or_else(|| self.too_late(ConnectionUpdateSecret::NAME, limit)));
             }
         }
         self.outgoing.flush();
-        answer.wait(deadline).unwrap_or_else(|| Err(self.too_late(ConnectionUpdateSecret::NAME, limit)))
+        answer
+            .wait(deadline)
+            .unwrap_or_else(|why| Err(self.given_up(why, ConnectionUpdateSecret::NAME, limit)))
     }
 
-    fn send_close(&self, deadline: Instant) {
+    fn send_close(&self, deadline: Instant) -> Result<()> {
+        let mut waiter = None;
         loop {
-            let pushed = self.outgoing.close(Some(Waiter::current()), |out| {
+            let pushed = self.outgoing.close(waiter.clone(), |out| {
                 let close = close_method(ReplyCode::Success, CLOSED_BY_APPLICATION);
                 // Far below the smallest frame_max, so it cannot fail.
                 let _ = write_method(out, 0, self.outgoing.max_frame(), &close);
             });
-            if pushed != Push::Later || !self.outgoing.pause(Some(deadline)) {
+            if pushed != Push::Later || !self.outgoing.pause(&mut waiter, Some(deadline))? {
                 break;
             }
         }
         self.outgoing.flush();
+        Ok(())
     }
 
-    /// Waits for the end of the connection; false when `deadline` came first.
-    pub(crate) fn wait_closed(&self, deadline: Option<Instant>) -> bool {
+    /// Waits for the end of the connection until `deadline`.
+    pub(crate) fn wait_closed(&self, deadline: Option<Instant>) -> Result<(), GivenUp> {
+        if self.is_closed() {
+            return Ok(());
+        }
+        let waiter = Waiter::new();
         loop {
             let mut state = lock(&self.state);
             if matches!(state.phase, Phase::Closed(_)) {
-                return true;
+                return Ok(());
             }
-            state.waiting.push(Waiter::current());
+            state.waiting.push(waiter.clone());
             drop(state);
-            if !Waiter::park(deadline) {
-                lock(&self.state).waiting.retain(|waiter| !waiter.is_current());
-                return false;
+            if let Err(given_up) = waiter.park(deadline) {
+                lock(&self.state).waiting.retain(|other| !other.is(&waiter));
+                return Err(given_up);
             }
         }
     }

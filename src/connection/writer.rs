@@ -106,6 +106,6 @@ fn given_up(state: &super::outgoing::State, limit: Duration, now: Instant) -> Op
 }
 
 fn report_after_last_look(shared: &Shared, failure: Error) {
-    shared.wait_closed(Some(Instant::now() + LAST_LOOK));
+    let _ = shared.wait_closed(Some(Instant::now() + LAST_LOOK));
     shared.fail(failure);
 }

@@ -142,7 +142,7 @@ impl Transport for Relay {
         let written = self.written.clone();
         // Without a thread the stream ends when its halves notice that the pipe has.
         let _ = spawn("leveret-end", move || {
-            written.wait(Some(Instant::now() + GRACE));
+            let _ = written.wait(Some(Instant::now() + GRACE));
             shutdown();
         });
     }

@@ -7,9 +7,12 @@ use super::{
     gate::{BUSY, Gate, OWES_FLOW_OK, SHUT, STOPPED},
 };
 use crate::{
-    error::Result,
-    protocol::frame::{self, FrameKind},
-    sync::{Waiter, lock, wake_all},
+    error::{Error, Result},
+    protocol::{
+        content::write_body,
+        frame::{self, FrameKind},
+    },
+    sync::{is_coroutine, lock, wake_all},
     transport::Patience,
 };
 
@@ -39,6 +42,7 @@ impl Outgoing {
         head: impl FnOnce(&mut Vec<u8>, u16) -> Result<()>,
         begin: impl FnOnce(),
     ) -> Result<Push> {
+        let mut waiter = None;
         let opened = loop {
             let mut state = lock(&self.state);
             let bits = gate.bits();
@@ -50,15 +54,20 @@ impl Outgoing {
                 gate.set(BUSY);
                 break bits;
             }
-            state.waiting.push(Waiter::current());
+            state.waiting.extend(waiter.clone());
             drop(state);
-            if !self.pause(deadline) {
+            if !self.pause(&mut waiter, deadline)? {
                 return Ok(Push::Later);
             }
         };
         let mut head_bytes = Vec::new();
-        let pushed = head(&mut head_bytes, opened as u16)
-            .map(|()| self.push_pieces(gate, opened, &head_bytes, body, deadline, begin));
+        let pushed = head(&mut head_bytes, opened as u16).and_then(|()| {
+            if is_coroutine() {
+                self.append_pieces(gate, opened, &head_bytes, body, deadline, begin)
+            } else {
+                self.push_pieces(gate, opened, &head_bytes, body, deadline, begin)
+            }
+        });
 
         let mut state = lock(&self.state);
         if !gate.is_same_since(opened) {
@@ -86,22 +95,72 @@ impl Outgoing {
         body: &[u8],
         deadline: Option<Instant>,
         begin: impl FnOnce(),
-    ) -> Push {
-        let room = self.max_frame - frame::OVERHEAD;
-        let per_turn = (BODY_PER_TURN / room).clamp(1, FRAMES_PER_TURN) * room;
-        let mut pieces = body.chunks(per_turn);
-        let first = self.push_piece(gate, opened, head, pieces.next().unwrap_or_default(), deadline, begin);
+    ) -> Result<Push> {
+        let mut pieces = body.chunks(self.body_per_turn());
+        let first = pieces.next().unwrap_or_default();
+        let first = self.push_piece(gate, opened, head, first, deadline, begin)?;
         if !matches!(first, Push::Accepted { .. }) {
-            return first;
+            return Ok(first);
         }
         for piece in pieces {
-            match self.push_piece(gate, opened, &[], piece, deadline, || {}) {
+            match self.push_piece(gate, opened, &[], piece, deadline, || {})? {
                 Push::Accepted { .. } => {}
-                Push::Later => return Push::HalfSent,
-                other => return other,
+                Push::Later => return Ok(Push::HalfSent),
+                other => return Ok(other),
             }
         }
-        first
+        Ok(first)
+    }
+
+    fn body_per_turn(&self) -> usize {
+        let room = self.max_frame - frame::OVERHEAD;
+        (BODY_PER_TURN / room).clamp(1, FRAMES_PER_TURN) * room
+    }
+
+    /// For a coroutine, which must not write: copies the pieces into the buffer, each when the one before is on its
+    /// way, and has the writer thread write them. When the coroutine is cancelled after the first, the rest goes in
+    /// at once: half a message cannot be taken back.
+    fn append_pieces(
+        &self,
+        gate: &Gate,
+        opened: u32,
+        mut head: &[u8],
+        body: &[u8],
+        deadline: Option<Instant>,
+        begin: impl FnOnce(),
+    ) -> Result<Push> {
+        let mut begin = Some(begin);
+        let mut waiter = None;
+        let mut may_wait = true;
+        for piece in body.chunks(self.body_per_turn()) {
+            let mut state = loop {
+                let mut state = lock(&self.state);
+                if !gate.is_open_since(opened) || state.phase != Phase::Open {
+                    return Ok(Push::Shut);
+                }
+                if !may_wait || state.occupied() < self.limit.min(2 * BODY_PER_TURN) {
+                    break state;
+                }
+                state.waiting.extend(waiter.clone());
+                drop(state);
+                match self.pause(&mut waiter, deadline) {
+                    Ok(true) => {}
+                    Ok(false) if begin.is_some() => return Ok(Push::Later),
+                    Ok(false) => return Ok(Push::HalfSent),
+                    Err(Error::Cancelled) if begin.is_none() => may_wait = false,
+                    Err(error) => return Err(error),
+                }
+            };
+            if let Some(begin) = begin.take() {
+                begin();
+            }
+            state.buffer.extend_from_slice(std::mem::take(&mut head));
+            write_body(&mut state.buffer, opened as u16, self.max_frame, piece);
+            state.urgent = true;
+            drop(state);
+            self.work.notify_one();
+        }
+        Ok(Push::Accepted { flush: false })
     }
 
     /// Writes one piece, after everything that was appended before. What the transport does not take at once
@@ -114,21 +173,22 @@ impl Outgoing {
         piece: &[u8],
         deadline: Option<Instant>,
         begin: impl FnOnce(),
-    ) -> Push {
+    ) -> Result<Push> {
+        let mut waiter = None;
         let mut state = loop {
             let mut state = lock(&self.state);
             // Looked at after the turn is ours: what the reader appended before, such as a close-ok, is
             // written first, and after it nothing of this channel may follow.
             if !gate.is_open_since(opened) || state.phase != Phase::Open {
-                return Push::Shut;
+                return Ok(Push::Shut);
             }
             if state.may_take_turn() && state.unfinished.len() == 0 {
                 break state;
             }
-            state.waiting.push(Waiter::current());
+            state.waiting.extend(waiter.clone());
             drop(state);
-            if !self.pause(deadline) {
-                return Push::Later;
+            if !self.pause(&mut waiter, deadline)? {
+                return Ok(Push::Later);
             }
         };
         begin();
@@ -165,6 +225,6 @@ impl Outgoing {
         state.unfinished = Unfinished { bytes: rest, sent: 0 };
         state.recycle(before);
         self.end_turn(state);
-        Push::Accepted { flush: false }
+        Ok(Push::Accepted { flush: false })
     }
 }

@@ -7,7 +7,9 @@
 //! - a lone publish or ack is written by its caller at once; those that follow closely are gathered, and
 //!   written by whoever fills the buffer to [`FLUSH_AT`], by the next caller that waits, or by the writer
 //!   thread after [`LINGER`](super::writer::LINGER);
-//! - a large body is written from the caller's own slice, a few frames a turn, so that others get between.
+//! - a large body is written from the caller's own slice, a few frames a turn, so that others get between;
+//! - a coroutine never writes: its stack is small, and it would hold up others. It wakes the writer thread where
+//!   another caller writes.
 //!
 //! A write that cannot proceed is left to the writer thread, which watches the deadlines.
 //!
@@ -28,7 +30,7 @@ use std::{
 use crate::{
     error::{Error, Result},
     protocol::{frame::write_method, spec::ChannelFlowOk},
-    sync::{Waiter, lock, wake_all},
+    sync::{GivenUp, Waiter, is_coroutine, lock, wake_all},
     transport::{Patience, Transport, is_timeout},
 };
 use gate::{BUSY, OWES_FLOW_OK, SHUT, STOPPED};
@@ -272,9 +274,13 @@ impl Outgoing {
         let mut pushed = self.push(gate, kind, Urgency::Stream, None, &mut encode)?;
         if pushed == Push::Later {
             let deadline = deadline();
+            let mut waiter = None;
             loop {
-                pushed = self.push(gate, kind, Urgency::Stream, Some(Waiter::current()), &mut encode)?;
-                if pushed != Push::Later || !self.pause(deadline) {
+                if !self.pause(&mut waiter, deadline)? {
+                    break;
+                }
+                pushed = self.push(gate, kind, Urgency::Stream, waiter.clone(), &mut encode)?;
+                if pushed != Push::Later {
                     break;
                 }
             }
@@ -285,13 +291,22 @@ impl Outgoing {
         Ok(pushed)
     }
 
-    /// Waits after [`Push::Later`]; false when the deadline has passed.
-    pub(crate) fn pause(&self, deadline: Option<Instant>) -> bool {
-        let woken = Waiter::park(deadline);
-        if !woken {
-            lock(&self.state).waiting.retain(|waiter| !waiter.is_current());
+    /// Waits after [`Push::Later`]; false when the deadline has passed. The first time it makes the waiter and does
+    /// not wait: that is left by the next try.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`].
+    pub(crate) fn pause(&self, waiter: &mut Option<Waiter>, deadline: Option<Instant>) -> Result<bool> {
+        let Some(waiter) = waiter else {
+            *waiter = Some(Waiter::new());
+            return Ok(true);
+        };
+        let Err(given_up) = waiter.park(deadline) else { return Ok(true) };
+        lock(&self.state).waiting.retain(|other| !other.is(waiter));
+        match given_up {
+            GivenUp::TooLate => Ok(false),
+            GivenUp::Cancelled => Err(Error::Cancelled),
         }
-        woken
     }
 
     /// Something that was accepted has not reached the socket.
@@ -317,8 +332,15 @@ impl Outgoing {
         self.write_gathered(lock(&self.state), Patience::None);
     }
 
-    fn write_gathered(&self, state: MutexGuard<'_, State>, patience: Patience) {
-        if state.unsent() > 0 && state.may_take_turn() {
+    fn write_gathered(&self, mut state: MutexGuard<'_, State>, patience: Patience) {
+        if state.unsent() == 0 || !state.may_take_turn() {
+            return;
+        }
+        if is_coroutine() {
+            state.urgent = true;
+            drop(state);
+            self.work.notify_one();
+        } else {
             self.write_out(state, patience);
         }
     }

@@ -1,0 +1,70 @@
+//! Waiting in a coroutine of `may`. What is particular about it:
+//!
+//! - A cancelled coroutine may not wait any more: every wait ends at once. We are told so ([`ParkError::Canceled`])
+//!   instead of being unwound, so that the channel is left as it is after a timeout.
+//! - A coroutine that is unwinding must not wait: the count of panics belongs to the thread, which would go on with
+//!   other coroutines.
+//! - Timeouts have whole milliseconds, and below one never end. A timer of an earlier wait may end a later one.
+//! - A coroutine whose timeout has passed is resumed on the timer's thread, the only one; all other timeouts wait
+//!   until it waits again.
+
+use std::{
+    panic,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+pub(crate) use may::coroutine::is_coroutine;
+use may::{
+    coroutine::{ParkError, yield_now},
+    sync::Blocker,
+};
+
+use super::GivenUp;
+
+/// The longest timeout that the timer is given; a longer wait just goes on after it.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Where one coroutine sleeps during one wait.
+#[derive(Debug, Clone)]
+pub(crate) struct Parking(Arc<Blocker>);
+
+impl Parking {
+    /// `None` when the caller is a thread.
+    pub(super) fn of_caller() -> Option<Parking> {
+        is_coroutine().then(|| Parking(Arc::new(Blocker::new(true))))
+    }
+
+    /// Sleeps until woken, at most `limit`, which is not zero.
+    pub(super) fn park(&self, limit: Option<Duration>) -> Result<(), GivenUp> {
+        if thread::panicking() {
+            return Err(GivenUp::Cancelled);
+        }
+        let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+        match self.0.park(limit.map(whole_milliseconds)) {
+            Ok(()) => Ok(()),
+            Err(ParkError::Canceled) => Err(GivenUp::Cancelled),
+            Err(ParkError::Timeout) => {
+                // To a worker thread. It unwinds when the coroutine was cancelled, from here and to here.
+                panic::catch_unwind(yield_now).map_err(|_| GivenUp::Cancelled)?;
+                let passed = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+                if passed { Err(GivenUp::TooLate) } else { Ok(()) }
+            }
+        }
+    }
+
+    pub(super) fn is(&self, other: &Parking) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    pub(super) fn wake(self) {
+        self.0.unpark();
+    }
+}
+
+/// Rounded up.
+fn whole_milliseconds(limit: Duration) -> Duration {
+    let milliseconds = limit.as_nanos().div_ceil(1_000_000);
+    Duration::from_millis(u64::try_from(milliseconds).unwrap_or(u64::MAX)).min(LONGEST)
+}
