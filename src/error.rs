@@ -3,6 +3,11 @@
 //! There is one [`Error`] for the whole crate. It is cheap to clone because the first cause of a failure is
 //! stored once and handed to every waiter and to every later call. No variant ever holds a password.
 
+mod handler;
+
+pub(crate) use handler::panic_message;
+pub use handler::{HandlerError, HandlerFailure};
+
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 /// The result of nearly every call of this crate.
@@ -30,6 +35,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | [`WouldBlock`](Error::WouldBlock), [`ChannelsExhausted`](Error::ChannelsExhausted) | a limit was reached | wait, or raise it |
 /// | [`Settled`](Error::Settled) | you, or a channel error in between | drop the delivery |
 /// | [`Malformed`](Error::Malformed) | the sender of one message | reject that message |
+/// | [`Handler`](Error::Handler) | your message handler | read what it said |
+/// | [`WouldDeadlock`](Error::WouldDeadlock) | you | make the call on another thread |
 #[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -141,6 +148,15 @@ pub enum Error {
     /// A part of one message cannot be decoded. The connection and the message's tag stay usable.
     #[error("malformed message: {0}")]
     Malformed(Arc<str>),
+
+    /// A message handler returned an error or panicked, and the listener ended for it. The message was not acked.
+    #[error("{0}")]
+    Handler(Arc<HandlerFailure>),
+
+    /// The call waits, and was made where waiting would never end: by an inline handler on the connection's reader
+    /// thread, or by a handler for the end of its own listener. Nothing was sent.
+    #[error("the call would wait for something that this very thread has to do; nothing was sent")]
+    WouldDeadlock,
 }
 
 impl Error {

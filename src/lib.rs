@@ -87,6 +87,15 @@ pub mod fuzzing;
 mod fuzzing;
 #[cfg(any(doc, doctest))]
 pub mod guide;
+/// What `patterns` uses beside the public API.
+mod hooks {
+    pub(crate) use crate::{
+        channel::Control,
+        connection::work::Job,
+        sync::{GivenUp, Latch, Waiter, lock},
+    };
+}
+mod patterns;
 mod protocol;
 /// The snippets of the README are compiled with the documentation's.
 #[cfg(doctest)]
@@ -108,8 +117,14 @@ pub use connection::{
     tls_options::{ServerName, TlsOptions},
 };
 pub use error::{
-    Attempt, ConnectFailure, Error, Refusal, ReplyCode, Result, Returned, Scope, Timeout, TlsFailure,
-    TlsProblem, Unconfirmed, Violation,
+    Attempt, ConnectFailure, Error, HandlerError, HandlerFailure, Refusal, ReplyCode, Result, Returned,
+    Scope, Timeout, TlsFailure, TlsProblem, Unconfirmed, Violation,
+};
+pub use patterns::{
+    handler::Handler,
+    listen::Listen,
+    listener::Listener,
+    policy::{Destination, Failed, FailurePolicy},
 };
 pub use protocol::{
     properties::{BasicProperties, DeliveryMode},

@@ -9,6 +9,10 @@
 #[cfg(feature = "coroutines")]
 mod coroutine;
 
+mod latch;
+
+pub(crate) use latch::Latch;
+
 use std::{
     collections::VecDeque,
     fmt, io,

@@ -19,9 +19,41 @@ use crate::{
 
 /// A call that waits for its answer.
 pub(super) struct Waiting {
-    /// The names of the methods that may answer.
-    pub(super) expects: &'static [&'static str],
+    pub(super) expects: Expected,
     pub(super) answer: Coming,
+}
+
+/// What may answer a call.
+///
+/// Answers come in the order of the calls, with one exception: RabbitMQ has `basic.consume-ok` and `basic.cancel-ok` sent
+/// by the queue, so the answers to later calls may overtake them. They carry the consumer's tag to be known by.
+#[derive(Debug, Clone)]
+pub(super) struct Expected {
+    /// The names of the methods that may answer.
+    replies: &'static [&'static str],
+    /// The consumer that it is about.
+    consumer_tag: Option<Box<[u8]>>,
+}
+
+impl Expected {
+    /// The answer about this consumer.
+    pub(super) fn about(replies: &'static [&'static str], consumer_tag: &str) -> Expected {
+        Expected { replies, consumer_tag: Some(consumer_tag.as_bytes().into()) }
+    }
+
+    fn is_met_by(&self, name: &'static str, consumer_tag: Option<&[u8]>) -> bool {
+        self.replies.contains(&name) && self.consumer_tag.as_deref() == consumer_tag
+    }
+
+    fn may_be_overtaken(&self) -> bool {
+        self.consumer_tag.is_some()
+    }
+}
+
+impl From<&'static [&'static str]> for Expected {
+    fn from(replies: &'static [&'static str]) -> Expected {
+        Expected { replies, consumer_tag: None }
+    }
 }
 
 /// Where the answer of a call will be.
@@ -78,15 +110,34 @@ impl Core {
         self.call_once_sent(timeout, method)?
     }
 
+    /// The same for a method about a consumer.
+    pub(super) fn call_about<'m, M: MethodBody<'m>>(
+        &self,
+        consumer_tag: &str,
+        timeout: Duration,
+        method: &M,
+    ) -> Result<()> {
+        self.call_expecting(Expected::about(M::REPLIES, consumer_tag), timeout, method)?.map(drop)
+    }
+
     /// The same, for who cares whether it was sent: the outer error says that it was not.
     pub(super) fn call_once_sent<'m, M: MethodBody<'m>>(
         &self,
         timeout: Duration,
         method: &M,
     ) -> Result<Result<Answer>> {
+        self.call_expecting(M::REPLIES.into(), timeout, method)
+    }
+
+    fn call_expecting<'m, M: MethodBody<'m>>(
+        &self,
+        expects: Expected,
+        timeout: Duration,
+        method: &M,
+    ) -> Result<Result<Answer>> {
         let deadline = Instant::now().checked_add(timeout);
         let _awaiting = self.connection.incoming.awaiting();
-        let coming = self.begin(timeout, M::NAME, M::REPLIES, Urgency::Caller, |out, channel| {
+        let coming = self.begin(timeout, M::NAME, expects, Urgency::Caller, |out, channel| {
             write_method(out, channel, self.connection.outgoing.max_frame(), method)
         })?;
         self.connection.outgoing.flush();
@@ -99,19 +150,19 @@ impl Core {
         &self,
         timeout: Duration,
         name: &'static str,
-        expects: &'static [&'static str],
+        expects: impl Into<Expected>,
         urgency: Urgency,
         mut encode: impl FnMut(&mut Vec<u8>, u16) -> Result<()>,
     ) -> Result<Coming> {
         let deadline = Instant::now().checked_add(timeout);
         let outgoing = &self.connection.outgoing;
-        let answer = OneShot::new();
+        let (expects, answer) = (expects.into(), OneShot::new());
         let mut waiter = None;
         loop {
             let mut state = self.lock();
             state.check_open()?;
             // Registered and appended under one lock: answers come in the order of the waiters.
-            state.calls.push_back(Waiting { expects, answer: answer.clone() });
+            state.calls.push_back(Waiting { expects: expects.clone(), answer: answer.clone() });
             let pushed = outgoing.push(&self.gate, Kind::Method, urgency, waiter.clone(), &mut encode);
             if let Ok(Push::Accepted { flush }) = pushed {
                 drop(state);
@@ -129,27 +180,35 @@ impl Core {
         }
     }
 
-    /// The reader's: this method may answer the oldest call.
-    pub(super) fn expects(&self, name: &'static str) -> bool {
-        self.lock().calls.front().is_some_and(|call| call.expects.contains(&name))
+    /// The reader's: somebody waits for this answer about a consumer.
+    pub(super) fn expects(&self, name: &'static str, consumer_tag: &[u8]) -> bool {
+        self.lock().calls.iter().any(|call| call.expects.is_met_by(name, Some(consumer_tag)))
     }
 
-    /// The reader's: the method or content that answers the oldest call.
-    pub(super) fn answer(&self, name: &'static str, answer: Answer) -> Result<()> {
+    /// The reader's: the method or content that answers the oldest call, or one whose answer may come late. An answer
+    /// about a consumer comes with its tag.
+    pub(super) fn answer(
+        &self,
+        name: &'static str,
+        consumer_tag: Option<&[u8]>,
+        answer: Answer,
+    ) -> Result<()> {
         let mut state = self.lock();
         if let Phase::Closed { .. } = state.phase {
             // It comes late: whoever asked knows that the channel is closed, and the peer does not know it yet.
             return Ok(());
         }
-        let expected = match state.calls.front() {
-            Some(call) if call.expects.contains(&name) => None,
-            Some(call) => Some(format!("{name} where {} was expected", call.expects.join(" or "))),
-            None => Some(format!("{name}, which nobody asked for")),
-        };
-        if let Some(text) = expected {
+        let late = state.calls.iter().take_while(|call| call.expects.may_be_overtaken()).count();
+        let mut in_question = state.calls.iter().take(late + 1);
+        let place = in_question.position(|call| call.expects.is_met_by(name, consumer_tag));
+        let Some(place) = place else {
+            let text = match state.calls.front() {
+                Some(call) => format!("{name} where {} was expected", call.expects.replies.join(" or ")),
+                None => format!("{name}, which nobody asked for"),
+            };
             return Err(Error::protocol(ReplyCode::CommandInvalid, text));
-        }
-        let call = state.calls.pop_front();
+        };
+        let call = state.calls.remove(place);
         drop(state);
         if let Some(call) = call {
             call.answer.put(Ok(answer));

@@ -3,39 +3,36 @@
 //! The reader puts batches into a consumer's [`DeliveryQueue`]; the [`Consumer`] takes all that is there at
 //! once, so that most messages cost neither a lock nor a wake-up.
 
+mod control;
+mod leaving;
+mod queue;
+
+pub(crate) use control::Control;
+pub(super) use queue::{ConsumerEntry, DeliveryQueue, End};
+
 use std::{
     collections::VecDeque,
     fmt, mem,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
-    vec,
 };
 
-use super::{
-    Channel, Core,
-    acknowledge::{Requeue, Settlement},
-    call::Coming,
-    delivery::{Delivery, Pack},
-    get::Qos,
-};
+use super::{Channel, delivery::Delivery, get::Qos};
 use crate::{
-    connection::{
-        events::Event,
-        outgoing::Urgency,
-        state::{Arrived, Batch},
-    },
     error::{Error, Result},
     protocol::{
         frame::write_method,
-        spec::{BasicCancel, BasicConsume, Method, MethodBody},
+        spec::{BasicCancel, BasicConsume},
         value::{FieldTable, FieldValue},
         wire::{ShortStr, Table},
     },
-    sync::{GivenUp, Waiter, lock, wake_all},
+    sync::{GivenUp, Waiter},
 };
+use leaving::Leaving;
+use queue::{Queued, Taken};
 
 /// Arguments of [`Channel::basic_consume`]. A bare queue name converts into it.
 #[derive(Debug, Clone, PartialEq)]
@@ -196,9 +193,9 @@ impl Channel {
         // Known before it is sent: deliveries may overtake the answer.
         let queue = self.core().add_consumer(tag, consume.no_ack)?;
         let consumer = Consumer::new(queue, self.timeout);
-        let started = self.set_default_prefetch(consume.no_ack).and_then(|()| {
-            self.call(&method, |method| matches!(method, Method::BasicConsumeOk(_)).then_some(()))
-        });
+        let started = self
+            .set_default_prefetch(consume.no_ack)
+            .and_then(|()| self.core().call_about(tag, self.timeout, &method));
         if let Err(error) = started {
             // Nobody will take what comes, and dropping the consumer must not wait any more.
             consumer.queue.core.consumer_ended(tag.as_bytes());
@@ -230,7 +227,7 @@ impl Channel {
     pub fn basic_cancel(&self, consumer_tag: &str) -> Result<()> {
         let method =
             BasicCancel { consumer_tag: ShortStr::new("the consumer tag", consumer_tag)?, no_wait: false };
-        self.call(&method, |method| matches!(method, Method::BasicCancelOk(_)).then_some(()))
+        self.core().call_about(consumer_tag, self.timeout, &method)
     }
 }
 
@@ -292,7 +289,8 @@ impl Consumer {
             if let Some(delivery) = self.take_next(Some(waiter.clone()))? {
                 return Ok(Some(delivery));
             }
-            if self.queue.is_exhausted() {
+            if self.queue.is_exhausted() || self.queue.take_interruption() {
+                self.forget_waiter(&waiter);
                 return Ok(None);
             }
             if let Err(given_up) = waiter.park(deadline) {
@@ -362,262 +360,8 @@ impl Drop for Consumer {
     }
 }
 
-/// A consumer that was dropped. A coroutine that may not wait any more leaves off where it is, and somebody else goes
-/// on from there.
-struct Leaving {
-    queue: Arc<DeliveryQueue>,
-    taken: VecDeque<Queued>,
-    /// The cancel was sent.
-    cancelling: Option<Coming>,
-}
-
-impl Leaving {
-    fn leave(&mut self) -> Result<(), GivenUp> {
-        let core = self.queue.core.clone();
-        let limit = core.connection.limits.drop_timeout;
-        let deadline = Instant::now() + limit;
-        if core.has_consumer(&self.queue)
-            && let Err(error) = self.cancel(limit)
-        {
-            if let Error::Cancelled = error {
-                return Err(GivenUp::Cancelled);
-            }
-            log::debug!(target: "leveret::channel", "cancelling {} on drop: {error}", self.queue.tag);
-        }
-        self.queue.end(End::Cancelled);
-        let mut queued = VecDeque::new();
-        self.queue.take(&mut queued, None);
-        self.taken.append(&mut queued);
-        while let Some(queued) = self.taken.front() {
-            for arrived in queued.deliveries.as_slice().iter().filter(|_| !queued.pack.no_ack) {
-                let back = Settlement::Nack { multiple: false, requeue: Requeue::Yes };
-                let left = deadline.saturating_duration_since(Instant::now());
-                match core.settle_within(left, arrived.delivery_tag, Some(queued.pack.epoch), back) {
-                    Ok(()) | Err(Error::Settled { .. }) => {}
-                    Err(Error::Cancelled) => return Err(GivenUp::Cancelled),
-                    // The channel is closed, and with it they have gone back already.
-                    Err(_) => return Ok(()),
-                }
-            }
-            self.taken.pop_front();
-        }
-        Ok(())
-    }
-
-    fn cancel(&mut self, limit: Duration) -> Result<()> {
-        let core = &self.queue.core;
-        let _awaiting = core.connection.incoming.awaiting();
-        let coming = match &self.cancelling {
-            Some(coming) => coming,
-            None => self.cancelling.insert(self.queue.begin_cancel(limit)?),
-        };
-        core.connection.outgoing.flush();
-        let answer = coming.wait(Instant::now().checked_add(limit));
-        answer.unwrap_or_else(|why| Err(core.given_up(why, BasicCancel::NAME, limit))).map(drop)
-    }
-}
-
 impl fmt::Debug for Consumer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Consumer").field("consumer_tag", &self.consumer_tag()).finish_non_exhaustive()
-    }
-}
-
-/// What the channel knows of a consumer.
-pub(super) struct ConsumerEntry {
-    queue: Arc<DeliveryQueue>,
-}
-
-impl ConsumerEntry {
-    pub(super) fn end(&self, end: End) {
-        self.queue.end(end);
-    }
-}
-
-/// How a consumer ended.
-#[derive(Debug)]
-pub(super) enum End {
-    /// By the program; what was delivered is still returned.
-    Cancelled,
-    /// By the broker; what was delivered is still returned and can be acked.
-    CancelledByServer,
-    /// With its channel. Queued deliveries that were to be acked come again, so they are dropped (those that the
-    /// consumer had taken from the queue are still returned); those of a consumer without acks are the only copies,
-    /// and are all returned.
-    Lost(Error),
-}
-
-/// What the reader has put in for one consumer and the consumer has not taken yet.
-pub(super) struct DeliveryQueue {
-    core: Arc<Core>,
-    tag: Arc<str>,
-    no_ack: bool,
-    state: Mutex<QueueState>,
-}
-
-#[derive(Default)]
-struct QueueState {
-    queued: VecDeque<Queued>,
-    ended: bool,
-    /// The reason for the end, until it was returned.
-    reason: Option<Error>,
-    waiting: Vec<Waiter>,
-}
-
-/// Deliveries that came together, counted against the connection's buffer until they are all returned.
-struct Queued {
-    pack: Arc<Pack>,
-    deliveries: vec::IntoIter<Arrived>,
-    size: usize,
-}
-
-impl Drop for Queued {
-    fn drop(&mut self) {
-        self.pack.channel.connection.incoming.release(self.size);
-    }
-}
-
-/// What [`DeliveryQueue::take`] found.
-enum Taken {
-    Deliveries,
-    Nothing,
-    /// The end, and its reason the first time.
-    End(Option<Error>),
-}
-
-impl DeliveryQueue {
-    fn put(&self, epoch: u32, batch: Batch) {
-        let size = batch.size();
-        let pack = Pack { bytes: batch.bytes, channel: self.core.clone(), epoch, no_ack: self.no_ack };
-        let queued = Queued { pack: Arc::new(pack), deliveries: batch.deliveries.into_iter(), size };
-        self.core.connection.incoming.hold(size);
-        let mut state = lock(&self.state);
-        if state.ended {
-            drop(state);
-            return;
-        }
-        state.queued.push_back(queued);
-        let waiting = mem::take(&mut state.waiting);
-        drop(state);
-        wake_all(waiting);
-    }
-
-    /// Moves all that is there to `taken`; leaves the waiter if there is nothing.
-    fn take(&self, taken: &mut VecDeque<Queued>, waiter: Option<&Waiter>) -> Taken {
-        let mut state = lock(&self.state);
-        if !state.queued.is_empty() {
-            mem::swap(&mut state.queued, taken);
-            return Taken::Deliveries;
-        }
-        if state.ended {
-            return Taken::End(state.reason.take());
-        }
-        state.waiting.extend(waiter.cloned());
-        Taken::Nothing
-    }
-
-    fn forget_waiter(&self, waiter: &Waiter) {
-        lock(&self.state).waiting.retain(|other| !other.is(waiter));
-    }
-
-    fn is_exhausted(&self) -> bool {
-        let state = lock(&self.state);
-        state.ended && state.queued.is_empty() && state.reason.is_none()
-    }
-
-    fn end(&self, end: End) {
-        let mut state = lock(&self.state);
-        if mem::replace(&mut state.ended, true) {
-            return;
-        }
-        let mut dropped = VecDeque::new();
-        state.reason = match end {
-            End::Cancelled => None,
-            End::CancelledByServer => Some(Error::CancelledByServer { consumer_tag: self.tag.clone() }),
-            End::Lost(cause) => {
-                if !self.no_ack {
-                    dropped = mem::take(&mut state.queued);
-                }
-                Some(cause)
-            }
-        };
-        let waiting = mem::take(&mut state.waiting);
-        drop(state);
-        drop(dropped);
-        wake_all(waiting);
-    }
-
-    fn cancel(&self, timeout: Duration) -> Result<()> {
-        let consumer_tag = ShortStr::new("the consumer tag", &self.tag)?;
-        self.core.call(timeout, &BasicCancel { consumer_tag, no_wait: false }).map(drop)
-    }
-
-    fn begin_cancel(&self, timeout: Duration) -> Result<Coming> {
-        let method =
-            BasicCancel { consumer_tag: ShortStr::new("the consumer tag", &self.tag)?, no_wait: false };
-        let (name, replies) = (BasicCancel::NAME, BasicCancel::REPLIES);
-        self.core.begin(timeout, name, replies, Urgency::Caller, |out, channel| {
-            write_method(out, channel, self.core.connection.outgoing.max_frame(), &method)
-        })
-    }
-}
-
-impl Core {
-    pub(super) fn add_consumer(self: &Arc<Core>, tag: &str, no_ack: bool) -> Result<Arc<DeliveryQueue>> {
-        let queue = Arc::new(DeliveryQueue {
-            core: self.clone(),
-            tag: tag.into(),
-            no_ack,
-            state: Mutex::new(QueueState::default()),
-        });
-        let mut state = self.lock();
-        state.check_open()?;
-        if state.consumers.contains_key(tag.as_bytes()) {
-            return Err(Error::invalid(format!("consumer tag {tag:?} is in use on this channel")));
-        }
-        state.consumers.insert(tag.as_bytes().into(), ConsumerEntry { queue: queue.clone() });
-        Ok(queue)
-    }
-
-    fn has_consumer(&self, queue: &Arc<DeliveryQueue>) -> bool {
-        let state = self.lock();
-        state.consumers.get(queue.tag.as_bytes()).is_some_and(|entry| Arc::ptr_eq(&entry.queue, queue))
-    }
-
-    /// The reader's: deliveries for a consumer. Those for a tag that is unknown, or not known any more, are
-    /// ignored; the broker gets them back when the channel is closed.
-    pub(super) fn delivered(&self, consumer_tag: &[u8], batch: Batch) {
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        let Some(entry) = state.consumers.get(consumer_tag) else { return };
-        let queue = entry.queue.clone();
-        if !queue.no_ack {
-            for arrived in &batch.deliveries {
-                state.unacked.insert(arrived.delivery_tag);
-            }
-        }
-        let epoch = state.epoch;
-        drop(guard);
-        queue.put(epoch, batch);
-    }
-
-    /// The reader's: the broker has confirmed that a consumer is cancelled.
-    pub(super) fn consumer_ended(&self, consumer_tag: &[u8]) {
-        self.remove_consumer(consumer_tag, End::Cancelled);
-    }
-
-    /// The reader's: the broker has cancelled a consumer.
-    pub(super) fn consumer_cancelled(&self, consumer_tag: &[u8]) {
-        self.remove_consumer(consumer_tag, End::CancelledByServer);
-        let consumer_tag = || String::from_utf8_lossy(consumer_tag).into();
-        let channel = self.gate.channel();
-        self.connection.feeds.emit(|| Event::ConsumerCancelled { channel, consumer_tag: consumer_tag() });
-    }
-
-    fn remove_consumer(&self, consumer_tag: &[u8], end: End) {
-        let entry = self.lock().consumers.remove(consumer_tag);
-        if let Some(entry) = entry {
-            entry.end(end);
-        }
     }
 }

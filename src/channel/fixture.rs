@@ -70,8 +70,8 @@ impl Fixture {
 
         let (declare, get) = (OneShot::new(), OneShot::new());
         let mut state = first.core().lock();
-        state.calls.push_back(Waiting { expects: QueueDeclare::REPLIES, answer: declare.clone() });
-        state.calls.push_back(Waiting { expects: BasicGet::REPLIES, answer: get.clone() });
+        state.calls.push_back(Waiting { expects: QueueDeclare::REPLIES.into(), answer: declare.clone() });
+        state.calls.push_back(Waiting { expects: BasicGet::REPLIES.into(), answer: get.clone() });
         drop(state);
         let consumers =
             [("a", false), ("b", true)].map(|(tag, no_ack)| first.pretend_to_consume(tag, no_ack)).into();

@@ -29,6 +29,7 @@ mod unacked;
 
 pub use acknowledge::{Ack, Nack, Reject, Requeue};
 pub use confirm::{Confirm, Outcome};
+pub(crate) use consume::Control;
 pub use consume::{Consume, Consumer};
 pub use deferred::{Deferred, Pending};
 pub use delivery::Delivery;
@@ -333,7 +334,9 @@ impl Core {
                 state.phase = Phase::Open;
                 state.epoch = state.epoch.wrapping_add(1);
                 state.prefetch_is_set = false;
-                state.calls.push_back(Waiting { expects: ChannelOpen::REPLIES, answer: answer.clone() });
+                state
+                    .calls
+                    .push_back(Waiting { expects: ChannelOpen::REPLIES.into(), answer: answer.clone() });
                 break;
             }
             self.connection.release(id);
@@ -518,20 +521,25 @@ impl Inbox for Core {
                     })?;
                 }
             }
+            Method::BasicConsumeOk(ok) => {
+                let tag = ok.consumer_tag.bytes();
+                self.answer(method.name(), Some(tag), Answer::Method(payload.to_vec()))?;
+            }
             Method::BasicCancelOk(ok) => {
+                let tag = ok.consumer_tag.bytes();
                 // Before the caller is woken, who may drop the consumer; unless nobody has asked for it.
-                if self.expects(method.name()) {
-                    self.consumer_ended(ok.consumer_tag.bytes());
+                if self.expects(method.name(), tag) {
+                    self.consumer_ended(tag);
                 }
-                self.answer(method.name(), Answer::Method(payload.to_vec()))?;
+                self.answer(method.name(), Some(tag), Answer::Method(payload.to_vec()))?;
             }
             Method::BasicAck(ack) => self.confirmed(ack.delivery_tag, ack.multiple, true),
             Method::BasicNack(nack) => self.confirmed(nack.delivery_tag, nack.multiple, false),
             Method::BasicRecoverOk(_) => {
                 self.lock().unacked.clear();
-                self.answer(method.name(), Answer::Method(payload.to_vec()))?;
+                self.answer(method.name(), None, Answer::Method(payload.to_vec()))?;
             }
-            _ => self.answer(method.name(), Answer::Method(payload.to_vec()))?,
+            _ => self.answer(method.name(), None, Answer::Method(payload.to_vec()))?,
         }
         Ok(())
     }
@@ -542,7 +550,7 @@ impl Inbox for Core {
                 let name = method.name();
                 let delivery_tag = ok.delivery_tag;
                 self.got(delivery_tag);
-                self.answer(name, Answer::Content(content))
+                self.answer(name, None, Answer::Content(content))
             }
             Ok(Method::BasicReturn(method)) => {
                 let returned = self.returned(method, &content);

@@ -14,7 +14,7 @@ use std::{
 
 use super::Connection;
 use crate::{
-    error::{Error, Result, Returned},
+    error::{Error, HandlerFailure, Result, Returned, panic_message},
     sync::{Waiter, lock, wake_all},
 };
 
@@ -65,6 +65,13 @@ pub enum Event {
         multiple: bool,
         /// Acked; otherwise nacked.
         acked: bool,
+    },
+    /// A message handler returned an error or panicked.
+    HandlerFailed {
+        /// The channel's number.
+        channel: u16,
+        /// On which delivery, and why.
+        failure: Arc<HandlerFailure>,
     },
     /// A listener panicked. It is not called again.
     ListenerFailed {
@@ -279,14 +286,6 @@ impl Connection {
             .spawn(run)
             .map(drop)
             .map_err(|error| Error::io("starting a thread", error))
-    }
-}
-
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
-    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
-        (Some(text), _) => text,
-        (_, Some(text)) => text,
-        _ => "a panic without a message",
     }
 }
 

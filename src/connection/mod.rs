@@ -16,6 +16,7 @@ pub(crate) mod state;
 mod tests;
 pub(crate) mod tls_options;
 mod uri;
+pub(crate) mod work;
 mod writer;
 
 use std::{

@@ -17,6 +17,7 @@ use super::{
     handshake::Negotiated,
     incoming::Incoming,
     outgoing::{Gate, Kind, Outgoing, Push, Urgency},
+    work::Work,
 };
 use crate::{
     error::{Error, Refusal, ReplyCode, Result, Scope},
@@ -105,6 +106,7 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) feeds: Feeds,
     pub(crate) errands: Errands,
+    pub(crate) work: Work,
     /// Channel 0.
     gate: Gate,
     state: Mutex<State>,
@@ -161,6 +163,7 @@ impl Shared {
             limits,
             feeds: Feeds::default(),
             errands: Errands::default(),
+            work: Work::default(),
             gate: Gate::opened(0),
             state: Mutex::new(State {
                 phase: Phase::Open,

@@ -1,0 +1,73 @@
+//! The end of a consumer's handle: the broker is told, and what was not returned goes back.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::queue::{DeliveryQueue, End, Queued};
+use crate::{
+    channel::{
+        acknowledge::{Requeue, Settlement},
+        call::Coming,
+    },
+    error::{Error, Result},
+    protocol::spec::{BasicCancel, MethodBody},
+    sync::GivenUp,
+};
+
+/// A consumer that was dropped. A coroutine that may not wait any more leaves off where it is, and somebody else goes
+/// on from there.
+pub(super) struct Leaving {
+    pub(super) queue: Arc<DeliveryQueue>,
+    pub(super) taken: VecDeque<Queued>,
+    /// The cancel was sent.
+    pub(super) cancelling: Option<Coming>,
+}
+
+impl Leaving {
+    pub(super) fn leave(&mut self) -> Result<(), GivenUp> {
+        let core = self.queue.core.clone();
+        let limit = core.connection.limits.drop_timeout;
+        let deadline = Instant::now() + limit;
+        if core.has_consumer(&self.queue)
+            && let Err(error) = self.cancel(limit)
+        {
+            if let Error::Cancelled = error {
+                return Err(GivenUp::Cancelled);
+            }
+            log::debug!(target: "leveret::channel", "cancelling {} on drop: {error}", self.queue.tag);
+        }
+        self.queue.end(End::Cancelled);
+        let mut queued = VecDeque::new();
+        self.queue.take(&mut queued, None);
+        self.taken.append(&mut queued);
+        while let Some(queued) = self.taken.front() {
+            for arrived in queued.deliveries.as_slice().iter().filter(|_| !queued.pack.no_ack) {
+                let back = Settlement::Nack { multiple: false, requeue: Requeue::Yes };
+                let left = deadline.saturating_duration_since(Instant::now());
+                match core.settle_within(left, arrived.delivery_tag, Some(queued.pack.epoch), back) {
+                    Ok(()) | Err(Error::Settled { .. }) => {}
+                    Err(Error::Cancelled) => return Err(GivenUp::Cancelled),
+                    // The channel is closed, and with it they have gone back already.
+                    Err(_) => return Ok(()),
+                }
+            }
+            self.taken.pop_front();
+        }
+        Ok(())
+    }
+
+    fn cancel(&mut self, limit: Duration) -> Result<()> {
+        let core = &self.queue.core;
+        let _awaiting = core.connection.incoming.awaiting();
+        let coming = match &self.cancelling {
+            Some(coming) => coming,
+            None => self.cancelling.insert(self.queue.begin_cancel(limit)?),
+        };
+        core.connection.outgoing.flush();
+        let answer = coming.wait(Instant::now().checked_add(limit));
+        answer.unwrap_or_else(|why| Err(core.given_up(why, BasicCancel::NAME, limit))).map(drop)
+    }
+}
