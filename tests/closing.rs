@@ -192,6 +192,35 @@ fn closes_of_a_channel_cross() {
     }
 }
 
+/// Row 34: RabbitMQ sometimes ends a channel without answering our close when its own has crossed it. `close` does
+/// not wait for that answer, and the id is free; should the answer come after all, the next channel ignores it, once.
+#[test]
+fn a_close_that_crosses_needs_no_answer() {
+    let peer = Peer::run(move |peer| {
+        peer.handshake_with(Tune { channel_max: 1, ..Tune::default() });
+        peer.open_channel(1);
+        peer.expect(1, CHANNEL_CLOSE);
+        peer.send(1, CHANNEL_CLOSE, args![404, "NOT_FOUND - late", 60, 40]);
+        peer.expect(1, CHANNEL_CLOSE_OK);
+        peer.open_channel(1);
+        peer.send(1, CHANNEL_CLOSE_OK, &[]);
+        peer.expect(1, QUEUE_PURGE);
+        peer.send(1, QUEUE_PURGE_OK, args![7]);
+        peer.expect(1, QUEUE_PURGE);
+        peer.send(1, CHANNEL_CLOSE_OK, &[]);
+        peer.expect_violation(503);
+    });
+    // Far longer than the test may take: nothing waits for an answer that does not come.
+    let connection = Connection::open(peer.config().close_timeout(Duration::from_secs(3600))).unwrap();
+    let channel = connection.channel().unwrap();
+    assert_eq!(channel.close().unwrap_err().reply_code(), Some(ReplyCode::NotFound));
+    let channel = connection.channel().unwrap();
+    assert_eq!((channel.id(), channel.queue_purge("q").unwrap()), (1, 7));
+    let second = channel.queue_purge("q").unwrap_err();
+    assert!(matches!(second, Error::Protocol(_)), "{second:?}");
+    peer.finish();
+}
+
 /// Rows 13, 14: our close of the connection crosses the broker's: it is answered, and `close` succeeds.
 #[test]
 fn closes_of_the_connection_cross() {

@@ -18,6 +18,7 @@ use crate::{
         Negotiated,
         config::Config,
         reader::Demultiplexer,
+        slots::Free,
         state::{Limits, Shared},
     },
     error::{Error, Scope},
@@ -136,7 +137,7 @@ impl Channel {
 /// A channel that counts as open without having asked.
 fn opened(shared: &Arc<Shared>) -> Channel {
     let core = Arc::new(Core::new(shared.clone()));
-    let id = shared.register(core.clone()).unwrap();
+    let Ok(Free::Id(id)) = shared.register(core.clone(), None) else { unreachable!() };
     core.gate.open(id);
     core.lock().phase = Phase::Open;
     Channel { handle: Arc::new(Handle(core)), timeout: Duration::ZERO }

@@ -56,6 +56,7 @@ use crate::{
         Connection,
         events::Event,
         outgoing::{Gate, Kind, Push, Urgency},
+        slots::Free,
         state::{Batch, Inbox, Shared, refusal},
     },
     error::{Error, ReplyCode, Result, Scope},
@@ -135,7 +136,7 @@ enum Phase {
     /// The first cause, kept until the channel is opened again.
     Closed {
         cause: Error,
-        /// Both sides sent a close; the id may be used again once the peer has answered ours.
+        /// The peer has not answered our close in time; the id may be used again once it has.
         close_ok_missing: bool,
     },
 }
@@ -321,7 +322,19 @@ impl Core {
                 Phase::Closed { cause, close_ok_missing: true } => return Err(cause.clone()),
                 Phase::Closed { .. } => {}
             }
-            let id = self.connection.register(self.clone())?;
+            let id = match self.connection.register(self.clone(), waiter.as_ref())? {
+                Free::Id(id) => id,
+                Free::Later(until) => {
+                    drop(state);
+                    if self.connection.wait_for_id(&mut waiter, until, deadline)? {
+                        continue;
+                    }
+                    return Err(self.too_late(ChannelOpen::NAME, timeout));
+                }
+                Free::None => {
+                    return Err(Error::ChannelsExhausted { max: self.connection.negotiated.channel_max });
+                }
+            };
             let waiting = waiter.clone();
             let opening = Gate::opened(id);
             let pushed = outgoing.push(&opening, Kind::Method, Urgency::Caller, waiting, |out, channel| {
@@ -424,8 +437,7 @@ impl Core {
     }
 
     fn end_locked(&self, mut state: MutexGuard<'_, State>, cause: &Error, close_ok_missing: bool) {
-        // Who closes the channel waits until its id is free.
-        let closer = if close_ok_missing { None } else { state.closer.take() };
+        let closer = state.closer.take();
         let first = match &state.phase {
             Phase::Closed { cause, .. } => Some(cause.clone()),
             Phase::Open | Phase::Closing => None,
@@ -460,15 +472,20 @@ impl Core {
         let channel = self.gate.channel();
         // All under one lock: whoever finds the gate shut finds the cause as well, and whoever learns the cause
         // may use the id again.
-        let state = self.lock();
+        let mut state = self.lock();
+        if let Phase::Closed { close_ok_missing, .. } = &mut state.phase {
+            *close_ok_missing = false;
+        }
         let crossed = outgoing.answer_close(&self.gate, |out| {
             // Far below the smallest frame_max, so it cannot fail.
             let _ = write_method(out, channel, outgoing.max_frame(), &ChannelCloseOk {});
         });
-        if !crossed {
+        if crossed {
+            self.connection.release_crossed(channel);
+        } else {
             self.connection.release(channel);
         }
-        self.end_locked(state, &cause, crossed);
+        self.end_locked(state, &cause, false);
         // Afterwards: a listener may want to open the channel again.
         self.connection.feeds.emit(|| Event::ChannelClosed { channel, cause });
     }
@@ -477,6 +494,7 @@ impl Core {
     fn close_ok(&self) -> Result<()> {
         let mut state = self.lock();
         match &mut state.phase {
+            Phase::Open if self.connection.stray_close_ok(self.gate.channel()) => return Ok(()),
             Phase::Open => {
                 return Err(Error::protocol(
                     ReplyCode::CommandInvalid,

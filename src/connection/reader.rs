@@ -4,7 +4,10 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::state::{Addressee, Arrived, Batch, Inbox, Shared, end_of_stream};
+use super::{
+    slots::Addressee,
+    state::{Arrived, Batch, Inbox, Shared, end_of_stream},
+};
 use crate::{
     error::{Error, ReplyCode, Result},
     protocol::{
@@ -184,7 +187,14 @@ impl<'a> Demultiplexer<'a> {
         self.run.hand_over();
         let target = self.run.target.take();
         let inbox = if known { target.map(|(_, inbox)| inbox) } else { inbox };
-        inbox.map_or(Ok(()), |inbox| inbox.method(method, payload))
+        match (inbox, method) {
+            (Some(inbox), method) => inbox.method(method, payload),
+            (None, Method::ChannelCloseOk(_)) => {
+                self.shared.stray_close_ok(channel);
+                Ok(())
+            }
+            (None, _) => Ok(()),
+        }
     }
 
     fn header(&mut self, channel: u16, payload: &[u8]) -> Result<()> {

@@ -8,7 +8,7 @@
 use std::{
     collections::VecDeque,
     io,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -17,6 +17,7 @@ use super::{
     handshake::Negotiated,
     incoming::Incoming,
     outgoing::{Gate, Kind, Outgoing, Push, Urgency},
+    slots::{Addressee, Free, Slots},
     work::Work,
 };
 use crate::{
@@ -114,12 +115,12 @@ pub(crate) struct Shared {
 
 struct State {
     phase: Phase,
-    slots: Vec<Slot>,
+    slots: Slots<Arc<dyn Inbox>>,
     /// Why the broker accepts nothing from publishers at the moment, if so.
     blocked: Option<Arc<str>>,
     /// Callers that wait for a new secret to be accepted, in the order of their frames.
     new_secrets: VecDeque<Arc<OneShot<Result<()>>>>,
-    /// Callers that wait for the end of the connection.
+    /// Callers that wait for the end of the connection, or for a channel id.
     waiting: Vec<Waiter>,
 }
 
@@ -131,22 +132,6 @@ enum Phase {
     Closed(Error),
 }
 
-/// One channel id, from 1 on.
-enum Slot {
-    Used(Arc<dyn Inbox>),
-    /// Was used once; frames that come late for it are ignored.
-    Free,
-}
-
-/// What a channel id in a received frame means.
-pub(crate) enum Addressee {
-    Channel(Arc<dyn Inbox>),
-    /// A channel that was closed.
-    Nobody,
-    /// A channel that this client never opened.
-    Unknown,
-}
-
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Shared").field("negotiated", &self.negotiated).finish_non_exhaustive()
@@ -155,6 +140,7 @@ impl std::fmt::Debug for Shared {
 
 impl Shared {
     pub(crate) fn new(transport: Arc<dyn Transport>, negotiated: Negotiated, limits: Limits) -> Shared {
+        let channel_max = negotiated.channel_max;
         Shared {
             transport: transport.clone(),
             outgoing: Outgoing::new(transport, limits.outgoing_buffer, negotiated.max_frame()),
@@ -167,7 +153,7 @@ impl Shared {
             gate: Gate::opened(0),
             state: Mutex::new(State {
                 phase: Phase::Open,
-                slots: Vec::new(),
+                slots: Slots::new(channel_max),
                 blocked: None,
                 new_secrets: VecDeque::new(),
                 waiting: Vec::new(),
@@ -217,46 +203,70 @@ impl Shared {
         }
     }
 
-    /// Gives `inbox` a channel id that is not in use.
-    pub(crate) fn register(&self, inbox: Arc<dyn Inbox>) -> Result<u16> {
+    /// Gives `inbox` a channel id that is not in use. Leaves the waiter if there will be one later.
+    pub(crate) fn register(&self, inbox: Arc<dyn Inbox>, waiter: Option<&Waiter>) -> Result<Free> {
         let mut state = lock(&self.state);
         match &state.phase {
             Phase::Open => {}
             Phase::Closing => return Err(Error::Closed(Scope::Connection)),
             Phase::Closed(cause) => return Err(cause.clone()),
         }
-        let max = self.negotiated.channel_max;
-        let free = state.slots.iter().position(|slot| matches!(slot, Slot::Free));
-        let index = match free {
-            Some(index) => index,
-            None if state.slots.len() < max.into() => {
-                state.slots.push(Slot::Free);
-                state.slots.len() - 1
-            }
-            None => return Err(Error::ChannelsExhausted { max }),
-        };
-        if let Some(slot) = state.slots.get_mut(index) {
-            *slot = Slot::Used(inbox);
+        let free = state.slots.take(inbox, Instant::now());
+        if let Free::Later(_) = free {
+            state.waiting.extend(waiter.cloned());
         }
-        Ok(index as u16 + 1)
+        Ok(free)
+    }
+
+    /// Waits after [`Free::Later`]; false when `deadline` has passed. The first time it only makes the waiter.
+    pub(crate) fn wait_for_id(
+        &self,
+        waiter: &mut Option<Waiter>,
+        until: Instant,
+        deadline: Option<Instant>,
+    ) -> Result<bool> {
+        let Some(waiter) = waiter else {
+            *waiter = Some(Waiter::new());
+            return Ok(true);
+        };
+        let first = deadline.map_or(until, |deadline| until.min(deadline));
+        let Err(given_up) = waiter.park(Some(first)) else { return Ok(true) };
+        lock(&self.state).waiting.retain(|other| !other.is(waiter));
+        match given_up {
+            GivenUp::TooLate => Ok(deadline != Some(first)),
+            GivenUp::Cancelled => Err(Error::Cancelled),
+        }
     }
 
     /// The id may be used again: both sides have closed the channel.
     pub(crate) fn release(&self, channel: u16) {
-        let index = usize::from(channel).wrapping_sub(1);
         let mut state = lock(&self.state);
         // The inbox is dropped after the lock was released.
-        let _inbox = state.slots.get_mut(index).map(|slot| std::mem::replace(slot, Slot::Free));
-        drop(state);
+        let _inbox = state.slots.release(channel);
+        Self::wake_for_id(state);
     }
 
-    pub(crate) fn addressee(&self, channel: u16) -> Addressee {
-        let index = usize::from(channel).wrapping_sub(1);
-        match lock(&self.state).slots.get(index) {
-            Some(Slot::Used(inbox)) => Addressee::Channel(inbox.clone()),
-            Some(Slot::Free) => Addressee::Nobody,
-            None => Addressee::Unknown,
-        }
+    /// The same after our close and the peer's have crossed.
+    pub(crate) fn release_crossed(&self, channel: u16) {
+        let _inbox = lock(&self.state).slots.release_crossed(channel, Instant::now());
+    }
+
+    /// A close-ok came that nobody has asked for. True if it answers the close of an earlier channel with this id.
+    pub(crate) fn stray_close_ok(&self, channel: u16) -> bool {
+        let mut state = lock(&self.state);
+        let expected = state.slots.stray_close_ok(channel);
+        Self::wake_for_id(state);
+        expected
+    }
+
+    fn wake_for_id(mut state: MutexGuard<'_, State>) {
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        wake_all(waiting);
+    }
+
+    pub(crate) fn addressee(&self, channel: u16) -> Addressee<Arc<dyn Inbox>> {
+        lock(&self.state).slots.addressee(channel)
     }
 
     /// The reader's: a method on channel 0.
@@ -312,7 +322,7 @@ impl Shared {
         let closed = matches!(state.phase, Phase::Closing) && !self.outgoing.has_unsent();
         let kept = if closed { Error::Closed(Scope::Connection) } else { cause.clone() };
         state.phase = Phase::Closed(kept.clone());
-        let slots = std::mem::take(&mut state.slots);
+        let inboxes = state.slots.clear();
         let waiting = std::mem::take(&mut state.waiting);
         let new_secrets = std::mem::take(&mut state.new_secrets);
         drop(state);
@@ -334,10 +344,8 @@ impl Shared {
             _ => self.outgoing.abort(),
         }
         self.incoming.close();
-        for slot in slots {
-            if let Slot::Used(inbox) = slot {
-                inbox.fail(&kept);
-            }
+        for inbox in inboxes {
+            inbox.fail(&kept);
         }
         for new_secret in new_secrets {
             new_secret.put(Err(kept.clone()));
