@@ -77,5 +77,12 @@ pub mod errors {}
 pub mod events_and_blocked {}
 
 #[doc = include_str!("guide/links.md")]
+#[doc = include_str!("../docs/taps.md")]
+///
+/// In the reference: [`Connection::set_byte_filter`](crate::Connection::set_byte_filter),
+/// [`Connection::set_frame_tap`](crate::Connection::set_frame_tap), [`Frame`](crate::Frame).
+pub mod taps {}
+
+#[doc = include_str!("guide/links.md")]
 #[doc = include_str!("../docs/glossary.md")]
 pub mod glossary {}

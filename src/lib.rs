@@ -36,6 +36,7 @@
 //! | [`Transaction`] | publishes and acks that take effect together |
 //! | [`Deferred`], [`Pending`] | calls that are sent now and answered later |
 //! | [`Events`] | what happens on a connection, in order |
+//! | [`Frame`] | what goes over the wire, for [those who look](Connection::set_frame_tap) |
 //! | [`Error`] | everything that can go wrong, sorted by what to do about it |
 //!
 //! Methods have the protocol's names. A call waits for the broker's answer unless its documentation says
@@ -47,7 +48,7 @@
 //! and async](guide::sync_and_async), [connecting](guide::connecting), [channels](guide::channels), [queues
 //! and exchanges](guide::queues_and_exchanges), [publishing](guide::publishing),
 //! [consuming](guide::consuming), [transactions](guide::transactions), [errors](guide::errors), [events and
-//! blocked connections](guide::events_and_blocked), [glossary](guide::glossary).
+//! blocked connections](guide::events_and_blocked), [taps](guide::taps), [glossary](guide::glossary).
 //!
 //! # Promises
 //!
@@ -114,6 +115,7 @@ pub use connection::{
     Connection,
     config::{Address, Config},
     events::{Event, Events},
+    tap::{Frame, FrameTap},
     tls_options::{ServerName, TlsOptions},
 };
 pub use error::{
@@ -127,11 +129,15 @@ pub use patterns::{
     policy::{Destination, Failed, FailurePolicy},
 };
 pub use protocol::{
+    frame::FrameKind,
     properties::{BasicProperties, DeliveryMode},
     sasl::{Credentials, Mechanism, SaslMechanism, Secret},
     value::{FieldTable, FieldValue},
 };
-pub use transport::stream::Stream;
+pub use transport::{
+    stream::Stream,
+    tap::{ByteFilter, Direction},
+};
 
 /// The TLS library, for building a connector of your own ([`TlsOptions::connector`]).
 #[cfg(feature = "tls")]

@@ -63,6 +63,14 @@ const OUTPUTS: &[(&str, &str)] = &[
          Some(\"text/plain; charset=utf-8\")\nGrüße\nNone\nbytes that say nothing of themselves\n",
     ),
     (
+        "transport_filter",
+        "OUTGOING ---> \\x01\\x00\\x01\\x00\\x00\\x00\\x14\\x002\\x00\\n\\x00\\x00\\x08filtered\\x00\\x00\\x00\\x00\\x00\\xce\n\
+         INCOMING ---> \\x01\\x00\\x01\\x00\\x00\\x00\\x15\\x002\\x00\\x0b\\x08filtered\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\xce\n\
+         OUT ch=1 basic.publish exchange=\"\" routing_key=\"filtered\"\nOUT ch=1 header body_size=12\n\
+         OUT ch=1 body 12 bytes\nOUT ch=1 queue.delete queue=\"filtered\"\n\
+         IN  ch=1 queue.delete-ok message_count=1\n",
+    ),
+    (
         "producer",
         "message-0: {\"count\": 0}\nmessage-1: {\"count\": 1}\nmessage-2: {\"count\": 2}\n\
          message-3: {\"count\": 3}\nmessage-4: {\"count\": 4}\nmessage-5: {\"count\": 5}\n\

@@ -60,6 +60,7 @@ const PAGES: &[&str] = &[
     "docs/publishing.md",
     "docs/queues-and-exchanges.md",
     "docs/sync-and-async.md",
+    "docs/taps.md",
     "docs/transactions.md",
 ];
 
@@ -83,6 +84,7 @@ pages! {
     publishing "docs/publishing.md"
     queues_and_exchanges "docs/queues-and-exchanges.md"
     sync_and_async "docs/sync-and-async.md"
+    taps "docs/taps.md"
     transactions "docs/transactions.md"
 }
 

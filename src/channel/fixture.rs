@@ -20,6 +20,7 @@ use crate::{
         reader::Demultiplexer,
         slots::Free,
         state::{Limits, Shared},
+        tap::Taps,
     },
     error::{Error, Scope},
     protocol::{
@@ -65,7 +66,7 @@ impl Fixture {
             server_properties: FieldTable::new(),
         };
         let limits = Limits { drop_timeout: Duration::ZERO, ..Limits::from(&Config::new()) };
-        let shared = Arc::new(Shared::new(Arc::new(Sink), negotiated, limits));
+        let shared = Arc::new(Shared::new(Arc::new(Sink), negotiated, limits, Taps::new(&Config::new())));
         let channels: Vec<Channel> = (0..4).map(|_| opened(&shared)).collect();
         let [first, _, closing, closed] = &channels[..] else { unreachable!() };
 

@@ -14,11 +14,15 @@ use std::{
 };
 
 use super::{
+    tap::{Frame, FrameTap},
     tls_options::TlsOptions,
     uri::{self, Passwords},
 };
-use crate::protocol::sasl::{Credentials, Mechanism, SaslMechanism, Secret};
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    protocol::sasl::{Credentials, Mechanism, SaslMechanism, Secret},
+    transport::tap::{ByteFilter, Direction},
+};
 
 /// How to reach a broker and how the connection behaves.
 ///
@@ -223,6 +227,14 @@ pub struct Config {
 
     /// The size of the kernel's receive buffer in bytes. Default: `None`, as for `send_buffer`.
     pub receive_buffer: Option<usize>,
+
+    /// What sees the bytes of the connection, from the first one on; see
+    /// [`Connection::set_byte_filter`](crate::Connection::set_byte_filter). **It sees the credentials.** Default: none.
+    pub byte_filter: Option<ByteFilter>,
+
+    /// What sees the frames of the connection, from the first one on; see
+    /// [`Connection::set_frame_tap`](crate::Connection::set_frame_tap). Default: none.
+    pub frame_tap: Option<FrameTap>,
 }
 
 /// One broker's host and port.
@@ -267,6 +279,8 @@ impl Default for Config {
             bind_address: None,
             send_buffer: None,
             receive_buffer: None,
+            byte_filter: None,
+            frame_tap: None,
         }
     }
 }
@@ -281,7 +295,7 @@ impl Config {
     /// log. Use `Display` for that. Settings with their default value are left out.
     ///
     /// Parsing the result gives this configuration again, except for what a URI cannot say: mechanisms that are
-    /// not [`Mechanism`]s, paths that are not UTF-8, and fractions of a millisecond (rounded up).
+    /// not [`Mechanism`]s, paths that are not UTF-8, filters and taps, and fractions of a millisecond (rounded up).
     ///
     /// ```
     /// let config = leveret::Config::new().credentials("app", "p/w").vhost("shop");
@@ -470,6 +484,18 @@ impl Config {
     /// Sets the size of the kernel's receive buffer in bytes.
     pub fn receive_buffer(mut self, bytes: usize) -> Config {
         self.receive_buffer = Some(bytes);
+        self
+    }
+
+    /// Sets the filter that sees the bytes of the connection, **the credentials included**.
+    pub fn byte_filter(mut self, filter: impl Fn(Direction, &mut [u8]) + Send + Sync + 'static) -> Config {
+        self.byte_filter = Some(ByteFilter::new(filter));
+        self
+    }
+
+    /// Sets the tap that sees the frames of the connection.
+    pub fn frame_tap(mut self, tap: impl Fn(&Frame<'_>) + Send + Sync + 'static) -> Config {
+        self.frame_tap = Some(FrameTap::new(tap));
         self
     }
 

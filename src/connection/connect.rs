@@ -11,6 +11,7 @@ use super::{
     config::{Address, Config},
     handshake::{Negotiated, shake_hands},
     secure::Security,
+    tap::Taps,
 };
 use crate::{
     error::{Attempt, ConnectFailure, Error, Result},
@@ -18,6 +19,7 @@ use crate::{
     transport::{
         Transport, is_timeout,
         stream::{Relay, Stream},
+        tap::Tapped,
         tcp::{Tcp, TcpOptions},
     },
 };
@@ -28,6 +30,7 @@ pub(super) struct Connected {
     pub(super) negotiated: Negotiated,
     /// Bytes that came after the handshake.
     pub(super) received: Vec<u8>,
+    pub(super) taps: Taps,
 }
 
 /// Tries every address of every host, in order, until one accepts. What the broker itself refuses (the
@@ -87,12 +90,14 @@ fn begin(
 ) -> Result<Connected> {
     let limit = config.handshake_timeout;
     let deadline = Instant::now() + limit;
+    let taps = Taps::new(config);
+    let filter = taps.filter.clone();
     let transport: Arc<dyn Transport> = match security {
-        Some(security) => security.wrap(transport, host, deadline, limit)?,
-        None => Arc::new(transport),
+        Some(security) => security.wrap(transport, host, deadline, limit, filter)?,
+        None => Arc::new(Tapped::new(transport, filter)),
     };
-    let (negotiated, received) = shake_hands(&*transport, config, deadline)?;
-    Ok(Connected { transport, negotiated, received })
+    let (negotiated, received) = shake_hands(&*transport, config, deadline, &taps)?;
+    Ok(Connected { transport, negotiated, received, taps })
 }
 
 fn try_address(

@@ -78,6 +78,12 @@ pub enum Event {
         /// The message of the panic.
         message: Arc<str>,
     },
+    /// A [byte filter](Connection::set_byte_filter) or a [frame tap](Connection::set_frame_tap) panicked. It was
+    /// removed, and the connection goes on.
+    TapFailed {
+        /// Which of the two, and the message of the panic.
+        message: Arc<str>,
+    },
     /// The connection has ended. Always the last event.
     Closed {
         /// Why; [`Error::Closed`] when the program closed it.

@@ -9,6 +9,7 @@ use std::{
 use super::{
     config::Config,
     state::{end_of_stream, refusal},
+    tap::Taps,
 };
 use crate::{
     error::{Error, ReplyCode, Result, Scope, TlsFailure},
@@ -22,7 +23,7 @@ use crate::{
         value::FieldTable,
         wire::{LongStr, ShortStr, Table},
     },
-    transport::{Patience, Transport, is_timeout},
+    transport::{Patience, Transport, is_timeout, tap::Direction},
 };
 
 /// Before tune, frames may be as large as the protocol's minimum; brokers with long lists of properties
@@ -62,8 +63,9 @@ pub(crate) fn shake_hands(
     transport: &dyn Transport,
     config: &Config,
     deadline: Instant,
+    taps: &Taps,
 ) -> Result<(Negotiated, Vec<u8>)> {
-    let mut dialog = Dialog::new(transport, deadline, config);
+    let mut dialog = Dialog::new(transport, deadline, config, taps);
     dialog.send(&PROTOCOL_HEADER)?;
 
     let (mechanism, server_properties) = dialog.expect("connection.start", |method| match method {
@@ -186,6 +188,7 @@ fn authentication_error(error: Error) -> Error {
 /// The two sides' turns, and the one deadline for all of them.
 struct Dialog<'a> {
     transport: &'a dyn Transport,
+    taps: &'a Taps,
     received: Vec<u8>,
     deadline: Instant,
     limit: Duration,
@@ -197,10 +200,10 @@ struct Dialog<'a> {
 }
 
 impl<'a> Dialog<'a> {
-    fn new(transport: &'a dyn Transport, deadline: Instant, config: &Config) -> Dialog<'a> {
+    fn new(transport: &'a dyn Transport, deadline: Instant, config: &Config, taps: &'a Taps) -> Dialog<'a> {
         let limit = config.handshake_timeout;
         let over_tls = config.tls.is_some();
-        Dialog { transport, received: Vec::new(), deadline, limit, lost: None, heard: false, over_tls }
+        Dialog { transport, taps, received: Vec::new(), deadline, limit, lost: None, heard: false, over_tls }
     }
 
     /// The time that is left; an error naming what was waited for when there is none.
@@ -224,6 +227,7 @@ impl<'a> Dialog<'a> {
     fn send_method<'m>(&mut self, method: &impl MethodBody<'m>) -> Result<()> {
         let mut out = Vec::new();
         write_method(&mut out, 0, UNTUNED_FRAME_MAX, method)?;
+        self.taps.show(Direction::Outgoing, &out, UNTUNED_FRAME_MAX);
         self.send(&out)
     }
 
@@ -235,6 +239,8 @@ impl<'a> Dialog<'a> {
     ) -> Result<T> {
         let (answer, used) = loop {
             if let Some((frame, used)) = self.complete_frame()? {
+                let shown = self.received.get(..used).unwrap_or_default();
+                self.taps.show(Direction::Incoming, shown, UNTUNED_FRAME_MAX);
                 match frame.kind {
                     FrameKind::Heartbeat => {
                         self.received.drain(..used);

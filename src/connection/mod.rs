@@ -13,6 +13,7 @@ pub(crate) mod reader;
 mod secure;
 pub(crate) mod slots;
 pub(crate) mod state;
+pub(crate) mod tap;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tls_options;
@@ -148,7 +149,9 @@ impl Connection {
             config.heartbeat_dead_percent,
         );
         let limits = Limits::from(config);
-        let shared = Arc::new(Shared::new(connected.transport, connected.negotiated, limits));
+        let Connected { transport, negotiated, received, taps } = connected;
+        let shared = Arc::new(Shared::new(transport, negotiated, limits, taps));
+        shared.taps.report_to(&shared);
         let connection = Connection {
             handle: Arc::new(Handle {
                 shared: shared.clone(),
@@ -156,7 +159,6 @@ impl Connection {
                 description: config.to_string(),
             }),
         };
-        let received = connected.received;
         let for_reader = shared.clone();
         connection.spawn("leveret-reader", move || reader::run(&for_reader, received))?;
         connection.spawn("leveret-writer", move || writer::run(&shared, heartbeat))?;
@@ -265,6 +267,8 @@ impl Handle {
                 // which there is a short limit.
                 let _ = thread.join();
             }
+            // They may own what keeps the connection alive.
+            shared.taps.clear();
             result
         };
         match on_a_thread("leveret-close", close) {

@@ -16,6 +16,7 @@ use crate::{
         spec::{BasicDeliver, BasicGetOk, BasicReturn, Method, MethodBody},
         wire::{Malformed, Reader},
     },
+    transport::tap::Direction,
 };
 
 /// The size of the read buffer; it grows only for a frame that does not fit.
@@ -35,7 +36,9 @@ pub(super) fn run(shared: &Shared, received: Vec<u8>) {
     let mut filled = buffer.len();
     buffer.resize(READ_BUFFER.max(filled), 0);
     loop {
-        match demultiplexer.feed(buffer.get(..filled).unwrap_or_default()) {
+        let received = buffer.get(..filled).unwrap_or_default();
+        shared.taps.show(Direction::Incoming, received, demultiplexer.max_frame);
+        match demultiplexer.feed(received) {
             Ok(used) => {
                 buffer.copy_within(used..filled, 0);
                 filled -= used;

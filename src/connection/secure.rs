@@ -9,7 +9,10 @@ use std::{
 };
 
 use super::tls_options::TlsOptions;
-use crate::{Error, Result, transport::Transport};
+use crate::{
+    Error, Result,
+    transport::{Transport, tap::FilterSlot},
+};
 
 /// What puts TLS around transports.
 pub(super) struct Security {
@@ -31,6 +34,7 @@ impl Security {
         _: &str,
         _: Instant,
         _: Duration,
+        _: Arc<FilterSlot>,
     ) -> Result<Arc<dyn Transport>> {
         match self.never {}
     }
@@ -51,8 +55,9 @@ impl Security {
         host: &str,
         deadline: Instant,
         limit: Duration,
+        filter: Arc<FilterSlot>,
     ) -> Result<Arc<dyn Transport>> {
-        self.inner.wrap(transport, host, deadline, limit)
+        self.inner.wrap(transport, host, deadline, limit, filter)
     }
 }
 
@@ -66,7 +71,10 @@ mod enabled {
     use crate::{
         connection::tls_options::ServerName,
         protocol::sasl::Secret,
-        transport::tls::{ClientCertificate, Tls},
+        transport::{
+            tap::Tapped,
+            tls::{ClientCertificate, Tls},
+        },
     };
 
     const AUTHORITIES: &str = "ca_certificate_file (cacertfile)";
@@ -121,6 +129,7 @@ mod enabled {
             host: &str,
             deadline: Instant,
             limit: Duration,
+            filter: Arc<FilterSlot>,
         ) -> Result<Arc<dyn Transport>> {
             let name = match &self.server_name {
                 ServerName::Custom(name) => name,
@@ -130,7 +139,7 @@ mod enabled {
                 }
             };
             let tls = Tls::establish(transport, &self.connector, name, self.certificate, deadline, limit)?;
-            Ok(Arc::new(tls))
+            Ok(Arc::new(Tapped::new(tls, filter)))
         }
     }
 

@@ -18,6 +18,7 @@ use super::{
     incoming::Incoming,
     outgoing::{Gate, Kind, Outgoing, Push, Urgency},
     slots::{Addressee, Free, Slots},
+    tap::Taps,
     work::Work,
 };
 use crate::{
@@ -107,6 +108,7 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) feeds: Feeds,
     pub(crate) errands: Errands,
+    pub(crate) taps: Taps,
     pub(crate) work: Work,
     /// Channel 0.
     gate: Gate,
@@ -139,16 +141,23 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(transport: Arc<dyn Transport>, negotiated: Negotiated, limits: Limits) -> Shared {
+    pub(crate) fn new(
+        transport: Arc<dyn Transport>,
+        negotiated: Negotiated,
+        limits: Limits,
+        taps: Taps,
+    ) -> Shared {
         let channel_max = negotiated.channel_max;
+        let max_frame = negotiated.max_frame();
         Shared {
             transport: transport.clone(),
-            outgoing: Outgoing::new(transport, limits.outgoing_buffer, negotiated.max_frame()),
+            outgoing: Outgoing::new(transport, limits.outgoing_buffer, max_frame, taps.clone()),
             incoming: Incoming::new(limits.incoming_buffer),
             negotiated,
             limits,
             feeds: Feeds::default(),
             errands: Errands::default(),
+            taps,
             work: Work::default(),
             gate: Gate::opened(0),
             state: Mutex::new(State {

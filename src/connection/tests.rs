@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Connection, config::Config, connect::Connected, handshake::shake_hands};
+use super::{Connection, config::Config, connect::Connected, handshake::shake_hands, tap::Taps};
 use crate::{
     error::{Error, Result},
     protocol::{
@@ -81,11 +81,11 @@ fn open(faults: Faults) -> (Result<Connection>, JoinHandle<Vec<&'static str>>) {
     let broker = broker(theirs);
     let transport: Arc<dyn Transport> = Arc::new(Faulty::new(ours, faults));
     let config = Config::new().handshake_timeout(Duration::from_secs(5));
-    let connection = shake_hands(&*transport, &config, Instant::now() + config.handshake_timeout).and_then(
-        |(negotiated, received)| {
-            Connection::start(&config, Connected { transport: transport.clone(), negotiated, received })
-        },
-    );
+    let (deadline, taps) = (Instant::now() + config.handshake_timeout, Taps::new(&config));
+    let connection = shake_hands(&*transport, &config, deadline, &taps).and_then(|(negotiated, received)| {
+        let transport = transport.clone();
+        Connection::start(&config, Connected { transport, negotiated, received, taps: taps.clone() })
+    });
     drop(transport);
     (connection, broker)
 }
@@ -152,7 +152,8 @@ fn a_peer_that_takes_no_more_bytes_is_given_up() {
         server_properties: Default::default(),
     };
     let config = Config::new();
-    let connected = Connected { transport, negotiated, received: Vec::new() };
+    let taps = Taps::new(&config);
+    let connected = Connected { transport, negotiated, received: Vec::new(), taps };
     let connection = Connection::start(&config, connected).unwrap();
     let call = thread::spawn({
         let connection = connection.clone();

@@ -18,11 +18,16 @@ pub(crate) const MIN_FRAME_MAX: u32 = 4096;
 const HEADER: usize = 7;
 const END: u8 = 0xCE;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum FrameKind {
+/// The kinds of frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FrameKind {
+    /// A method: a request, an answer or a notice.
     Method,
+    /// What follows a method with content: the size of the body, and the properties.
     Header,
+    /// A piece of a body.
     Body,
+    /// A sign of life.
     Heartbeat,
 }
 

@@ -1,7 +1,7 @@
 //! The fourteen properties of a message.
 
 use super::{
-    value::FieldTable,
+    value::{FieldTable, FieldValue},
     wire::{Malformed, Reader, ShortStr},
 };
 use crate::error::Result;
@@ -18,10 +18,22 @@ pub enum DeliveryMode {
     Other(u8),
 }
 
+impl DeliveryMode {
+    fn octet(self) -> u8 {
+        match self {
+            DeliveryMode::Transient => 1,
+            DeliveryMode::Persistent => 2,
+            DeliveryMode::Other(other) => other,
+        }
+    }
+}
+
 /// A type that a property can have.
 trait Property: Sized {
     fn read(reader: &mut Reader<'_>) -> Result<Self, Malformed>;
     fn write(&self, name: &str, out: &mut Vec<u8>) -> Result<()>;
+    /// For people.
+    fn value(&self) -> FieldValue;
 }
 
 impl Property for String {
@@ -36,6 +48,9 @@ impl Property for String {
         out.extend_from_slice(bytes);
         Ok(())
     }
+    fn value(&self) -> FieldValue {
+        self.as_str().into()
+    }
 }
 
 impl Property for FieldTable {
@@ -44,6 +59,9 @@ impl Property for FieldTable {
     }
     fn write(&self, _: &str, out: &mut Vec<u8>) -> Result<()> {
         self.encode_sized(out)
+    }
+    fn value(&self) -> FieldValue {
+        self.clone().into()
     }
 }
 
@@ -56,12 +74,11 @@ impl Property for DeliveryMode {
         })
     }
     fn write(&self, _: &str, out: &mut Vec<u8>) -> Result<()> {
-        out.push(match *self {
-            DeliveryMode::Transient => 1,
-            DeliveryMode::Persistent => 2,
-            DeliveryMode::Other(other) => other,
-        });
+        out.push(self.octet());
         Ok(())
+    }
+    fn value(&self) -> FieldValue {
+        self.octet().value()
     }
 }
 
@@ -73,6 +90,9 @@ impl Property for u8 {
         out.push(*self);
         Ok(())
     }
+    fn value(&self) -> FieldValue {
+        i64::from(*self).into()
+    }
 }
 
 impl Property for u64 {
@@ -82,6 +102,9 @@ impl Property for u64 {
     fn write(&self, _: &str, out: &mut Vec<u8>) -> Result<()> {
         out.extend_from_slice(&self.to_be_bytes());
         Ok(())
+    }
+    fn value(&self) -> FieldValue {
+        FieldValue::Timestamp(*self)
     }
 }
 
@@ -139,6 +162,13 @@ macro_rules! properties {
                 Ok(())
             }
 
+            /// Those that are set, with their names, for people.
+            pub(crate) fn fields(&self) -> FieldTable {
+                let mut fields = FieldTable::new();
+                $(if let Some(value) = &self.$name { fields.insert(stringify!($name), value.value()); })+
+                fields
+            }
+
             /// Flag bit, name and type of every property.
             #[cfg(test)]
             pub(crate) const FIELDS: &[(u32, &str, &str)] =
@@ -193,11 +223,7 @@ impl BasicProperties {
 
     /// Sets one header, keeping the others.
     #[must_use]
-    pub fn header(
-        mut self,
-        name: impl Into<String>,
-        value: impl Into<super::value::FieldValue>,
-    ) -> BasicProperties {
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<FieldValue>) -> BasicProperties {
         self.headers.get_or_insert_default().insert(name, value);
         self
     }

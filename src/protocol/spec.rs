@@ -7,7 +7,10 @@
 //!
 //! Reserved fields are ordinary fields that nobody sets: requests are built with `..Default::default()`.
 
-use super::wire::{Field, LongStr, Malformed, Reader, ShortStr, Table, Writer};
+use super::{
+    value::{FieldTable, FieldValue},
+    wire::{Field, LongStr, Malformed, Reader, ShortStr, Table, Writer},
+};
 #[cfg(any(test, fuzzing))]
 use {super::frame, crate::error};
 
@@ -77,6 +80,16 @@ macro_rules! methods {
             /// The method's name in the specification, such as `queue.declare-ok`.
             pub(crate) fn name(&self) -> &'static str {
                 match self { $(Method::$name(_) => $text),+ }
+            }
+
+            /// The fields with their names in the order of the wire, for people.
+            pub(crate) fn fields(&self) -> FieldTable {
+                match self {
+                    $(Method::$name($name { $($field),* }) => {
+                        let fields: Vec<(&str, FieldValue)> = vec![$((stringify!($field), $field.value())),*];
+                        fields.into_iter().collect()
+                    })+
+                }
             }
         }
 

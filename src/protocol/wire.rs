@@ -3,6 +3,7 @@
 //! [`Reader`] walks over received bytes and refuses to go beyond their end; [`Writer`] appends to a buffer
 //! and cannot fail, because a [`ShortStr`] or a [`Table`] that does not fit cannot be made in the first place.
 
+use super::value::{FieldTable, FieldValue};
 use crate::error::{Error, Result};
 
 /// Bytes that are not what the protocol says they are.
@@ -137,6 +138,8 @@ pub(crate) trait Field<'a>: Sized {
     const KIND: &'static str;
     fn read(reader: &mut Reader<'a>) -> Result<Self, Malformed>;
     fn write(&self, writer: &mut Writer<'_>);
+    /// For people.
+    fn value(&self) -> FieldValue;
 }
 
 macro_rules! integer_field {
@@ -146,6 +149,7 @@ macro_rules! integer_field {
             const KIND: &'static str = $kind;
             fn read(reader: &mut Reader<'a>) -> Result<Self, Malformed> { reader.$integer() }
             fn write(&self, writer: &mut Writer<'_>) { writer.bytes(&self.to_be_bytes()); }
+            fn value(&self) -> FieldValue { FieldValue::I64(i64::try_from(*self).unwrap_or(i64::MAX)) }
         }
     )+ };
 }
@@ -159,6 +163,9 @@ impl<'a> Field<'a> for bool {
     }
     fn write(&self, writer: &mut Writer<'_>) {
         writer.bit(*self);
+    }
+    fn value(&self) -> FieldValue {
+        FieldValue::Bool(*self)
     }
 }
 
@@ -203,6 +210,9 @@ impl<'a> Field<'a> for ShortStr<'a> {
         writer.bytes(&[length]);
         writer.bytes(self.0);
     }
+    fn value(&self) -> FieldValue {
+        FieldValue::LongString(self.0.to_vec())
+    }
 }
 
 /// At most 4 GiB of arbitrary bytes.
@@ -219,6 +229,9 @@ impl<'a> Field<'a> for LongStr<'a> {
         writer.bytes(&u32::try_from(self.0.len()).unwrap_or(u32::MAX).to_be_bytes());
         writer.bytes(self.0);
     }
+    fn value(&self) -> FieldValue {
+        FieldValue::LongString(self.0.to_vec())
+    }
 }
 
 /// A field table as it stands on the wire, without its length: decoded only when somebody asks.
@@ -233,6 +246,10 @@ impl<'a> Field<'a> for Table<'a> {
     }
     fn write(&self, writer: &mut Writer<'_>) {
         LongStr(self.0).write(writer);
+    }
+    fn value(&self) -> FieldValue {
+        // One that cannot be decoded is shown as it is.
+        FieldTable::decode(self.0).map_or_else(|_| FieldValue::Bytes(self.0.to_vec()), FieldValue::Table)
     }
 }
 

@@ -7,6 +7,7 @@
 pub(crate) mod fault;
 pub(crate) mod pipe;
 pub(crate) mod stream;
+pub(crate) mod tap;
 pub(crate) mod tcp;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;

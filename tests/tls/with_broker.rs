@@ -325,6 +325,11 @@ fn the_examples_print_what_they_promise() {
             example("tls_custom", &[("AMQPS_URL", &uri), ("CA_FILE", &ca)]),
             "with a connector of our own: true\nwith a stream of our own: true\n"
         );
+        // What it prints is compared by tests/examples: here, it is plaintext.
+        let filtered = example("transport_filter", &[("AMQP_URL", &with_ca)]);
+        let lines: Vec<&str> = filtered.lines().collect();
+        assert!(lines[0].starts_with("OUTGOING ---> ") && lines[0].contains("filtered"), "{filtered}");
+        assert!(lines[1].starts_with("INCOMING ---> ") && lines[1].contains("filtered"), "{filtered}");
         Ok(())
     });
 }

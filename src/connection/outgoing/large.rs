@@ -13,7 +13,7 @@ use crate::{
         frame::{self, FrameKind},
     },
     sync::{is_coroutine, lock, wake_all},
-    transport::Patience,
+    transport::{Patience, tap::Direction},
 };
 
 /// Body frames written in one turn.
@@ -196,8 +196,11 @@ impl Outgoing {
         let before = std::mem::replace(&mut state.buffer, empty);
         state.turn = Some(before.len() + piece.len());
         drop(state);
+        self.taps.show(Direction::Outgoing, &before, self.max_frame);
+        self.taps.show(Direction::Outgoing, head, self.max_frame);
 
         let room = self.max_frame - frame::OVERHEAD;
+        self.taps.show_body(opened as u16, piece.chunks(room));
         let mut headers = [[0; 7]; FRAMES_PER_TURN];
         let mut parts: [&[u8]; MAX_PARTS] = [&[]; MAX_PARTS];
         for (header, chunk) in headers.iter_mut().zip(piece.chunks(room)) {

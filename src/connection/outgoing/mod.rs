@@ -27,11 +27,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::tap::Taps;
 use crate::{
     error::{Error, Result},
     protocol::{frame::write_method, spec::ChannelFlowOk},
     sync::{GivenUp, Waiter, is_coroutine, lock, wake_all},
-    transport::{Patience, Transport, is_timeout},
+    transport::{Patience, Transport, is_timeout, tap::Direction},
 };
 use gate::{BUSY, OWES_FLOW_OK, SHUT, STOPPED};
 
@@ -104,6 +105,7 @@ pub(crate) struct Outgoing {
     pub(super) work: Condvar,
     limit: usize,
     max_frame: usize,
+    taps: Taps,
 }
 
 #[derive(Debug)]
@@ -180,7 +182,7 @@ impl State {
 }
 
 impl Outgoing {
-    pub(crate) fn new(transport: Arc<dyn Transport>, limit: usize, max_frame: usize) -> Outgoing {
+    pub(crate) fn new(transport: Arc<dyn Transport>, limit: usize, max_frame: usize, taps: Taps) -> Outgoing {
         let state = State {
             phase: Phase::Open,
             buffer: Vec::new(),
@@ -197,7 +199,7 @@ impl Outgoing {
             failure: None,
             waiting: Vec::new(),
         };
-        Outgoing { transport, state: Mutex::new(state), work: Condvar::new(), limit, max_frame }
+        Outgoing { transport, state: Mutex::new(state), work: Condvar::new(), limit, max_frame, taps }
     }
 
     pub(crate) fn max_frame(&self) -> usize {
@@ -352,12 +354,16 @@ impl Outgoing {
                 break;
             }
             let mut batch = std::mem::take(&mut state.unfinished);
-            if batch.len() == 0 {
+            let is_new = batch.len() == 0;
+            if is_new {
                 let empty = std::mem::take(&mut state.spare);
                 batch = Unfinished { bytes: std::mem::replace(&mut state.buffer, empty), sent: 0 };
             }
             state.turn = Some(batch.len());
             drop(state);
+            if is_new {
+                self.taps.show(Direction::Outgoing, &batch.bytes, self.max_frame);
+            }
             let (sent, result) = self.send(&[batch.rest()], patience);
             batch.sent += sent;
             state = lock(&self.state);
