@@ -13,13 +13,37 @@
 //!
 //! Invariant: no I/O, no threads, no locks, no clock; time is an argument.
 
+mod arguments;
+mod channel;
+mod consumers;
+mod dead_letter;
+mod dispatch;
+mod exchange;
+mod exchanges;
+mod headers;
+mod inspect;
 mod interface;
+mod message;
 mod name;
+mod publish;
+mod queue;
+mod queues;
+mod ready;
 mod refusal;
+mod reply_to;
+mod settle;
+mod stream;
+mod topic;
+mod values;
 mod vhost;
 
+pub(crate) use exchange::Destination;
+pub(crate) use inspect::*;
 pub use interface::Emulate;
 pub(crate) use interface::*;
 pub(crate) use name::Name;
 pub(crate) use refusal::Refusal;
 pub(crate) use vhost::Vhost;
+
+#[cfg(test)]
+mod tests;

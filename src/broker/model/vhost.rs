@@ -1,35 +1,118 @@
-//! The virtual host: the operations that a session may call.
+//! The virtual host: everything in it, its clock, and the life of sessions and channels.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    time::Duration,
+};
 
-use super::*;
-use crate::protocol::value::FieldTable;
+use super::{
+    ChannelId, Effect, Emulate, Name, QueueStatus, Refusal, SessionId, Settings,
+    arguments::QueueType,
+    channel::Channel,
+    dead_letter::Letter,
+    exchange::{Exchange, Kind},
+    message::Memory,
+    queue::Queue,
+};
+use crate::error::ReplyCode;
 
 /// A virtual host with everything in it.
 #[derive(Debug)]
 pub(crate) struct Vhost {
-    settings: Settings,
-    effects: Vec<Effect>,
-    now: Duration,
+    pub(super) settings: Settings,
+    pub(super) now: Duration,
+    pub(super) memory: Memory,
+    pub(super) exchanges: BTreeMap<Name, Exchange>,
+    pub(super) queues: HashMap<Name, Queue>,
+    pub(super) sessions: HashMap<SessionId, Session>,
+    pub(super) channels: HashMap<ChannelId, Channel>,
+    /// Which channel a direct reply goes to.
+    pub(super) reply_addresses: HashMap<Name, ChannelId>,
+    /// Dead letters that have not been delivered yet.
+    pub(super) letters: VecDeque<Letter>,
+    pub(super) effects: Vec<Effect>,
+    /// When a queue has to be looked at.
+    schedule: BTreeSet<(Duration, Name)>,
+    next_id: u64,
+    random: u64,
 }
 
-type Result<T> = std::result::Result<T, Refusal>;
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) user: String,
+    pub(super) may_impersonate: bool,
+    pub(super) writable: bool,
+}
 
-/// Life of the virtual host, its sessions and channels.
+/// How many dead letters one operation delivers; those beyond wait for the next. They can breed: a queue
+/// that expires everything at once passes each letter on, perhaps to many.
+const LETTERS_AT_ONCE: usize = 10_000;
+
+/// Exchanges that are always there.
+const PREDECLARED: [(&str, Kind); 7] = [
+    ("", Kind::Direct),
+    ("amq.direct", Kind::Direct),
+    ("amq.fanout", Kind::Fanout),
+    ("amq.headers", Kind::Headers),
+    ("amq.match", Kind::Headers),
+    ("amq.rabbitmq.trace", Kind::Topic),
+    ("amq.topic", Kind::Topic),
+];
+
 impl Vhost {
     /// A virtual host with the predeclared exchanges, and nothing else.
     pub(crate) fn new(settings: Settings) -> Vhost {
-        Vhost { settings, effects: Vec::new(), now: Duration::ZERO }
+        let exchanges = PREDECLARED.map(|(name, kind)| {
+            let mut exchange = Exchange::new(kind);
+            exchange.durable = true;
+            exchange.internal = name == "amq.rabbitmq.trace";
+            (Name::from(name), exchange)
+        });
+        Vhost {
+            random: settings.seed,
+            settings,
+            now: Duration::ZERO,
+            memory: Memory::default(),
+            exchanges: exchanges.into(),
+            queues: HashMap::new(),
+            sessions: HashMap::new(),
+            channels: HashMap::new(),
+            reply_addresses: HashMap::new(),
+            letters: VecDeque::new(),
+            effects: Vec::new(),
+            schedule: BTreeSet::new(),
+            next_id: 0,
+        }
     }
 
-    /// Brings the virtual clock forward to `now`; expires what is due.
+    /// Brings the virtual clock forward to `now`, which is never earlier than before, and lets expire what is
+    /// due. Messages expire at the head of their queue only, as in RabbitMQ.
     pub(crate) fn tick(&mut self, now: Duration) {
-        self.now = now;
+        self.now = self.now.max(now);
+        while let Some((at, name)) = self.schedule.pop_first() {
+            if at > self.now {
+                self.schedule.insert((at, name));
+                break;
+            }
+            let Some(queue) = self.queues.get_mut(&name) else { continue };
+            queue.scheduled = None;
+            if queue.expires_at().is_some_and(|at| at <= self.now) {
+                self.remove_queue(&name);
+            } else {
+                self.expire_messages(&name);
+            }
+        }
+        self.send_letters();
     }
 
-    /// When [`tick`](Vhost::tick) should be called again, if nothing else happens before.
+    /// When [`tick`](Vhost::tick) should be called again, if nothing else happens before. It may find nothing
+    /// to do.
     pub(crate) fn next_deadline(&self) -> Option<Duration> {
-        None
+        if !self.letters.is_empty() {
+            return Some(self.now);
+        }
+        self.schedule.first().map(|(at, _)| *at)
     }
 
     /// What is to be sent, in order.
@@ -37,247 +120,143 @@ impl Vhost {
         std::mem::take(&mut self.effects)
     }
 
-    /// A broker that stops and starts again: what is not durable is lost, and so are all sessions.
-    pub(crate) fn restart(&mut self) {}
-
     /// The bytes of all messages that are held, each counted once.
     pub(crate) fn memory(&self) -> usize {
-        0
+        self.memory.bytes()
     }
 
-    /// A connection was opened by `user` (for `user-id`).
-    pub(crate) fn open_session(&mut self, session: SessionId, user: &str) {
-        let _ = (session, user);
+    /// A broker that stops and starts again: what is not durable is lost, and so are all sessions. Their
+    /// connections are the caller's to close.
+    pub(crate) fn restart(&mut self) {
+        let sessions: Vec<_> = self.sessions.keys().copied().collect();
+        sessions.into_iter().for_each(|session| self.close_session(session));
+        self.exchanges.retain(|_, exchange| exchange.durable);
+        let transient: Vec<_> =
+            self.queues.iter().filter(|(_, queue)| !queue.durable).map(|(name, _)| name.clone()).collect();
+        transient.iter().for_each(|name| self.remove_queue(name));
+        self.unbind_lost_exchanges();
+        for queue in self.queues.values_mut() {
+            queue.ready.retain(|entry| entry.message.persistent || queue.kind != QueueType::Classic);
+        }
+        self.effects.clear();
+    }
+
+    /// A connection was opened by `user`; only one who may impersonate others can set another `user-id`.
+    pub(crate) fn open_session(&mut self, session: SessionId, user: &str, may_impersonate: bool) {
+        let opened = Session { user: user.to_owned(), may_impersonate, writable: true };
+        self.sessions.insert(session, opened);
     }
 
     /// The connection is gone: its channels, exclusive queues and consumers go, what was unacked is requeued.
     pub(crate) fn close_session(&mut self, session: SessionId) {
-        let _ = session;
-    }
-
-    /// A session that cannot be written to gets no deliveries until it can.
-    pub(crate) fn set_writable(&mut self, session: SessionId, writable: bool) {
-        let _ = (session, writable);
+        let mut channels: Vec<_> =
+            self.channels.keys().filter(|channel| channel.session == session).copied().collect();
+        channels.sort_unstable();
+        channels.into_iter().for_each(|channel| self.close_channel(channel));
+        let owned: Vec<_> = self
+            .queues
+            .iter()
+            .filter(|(_, queue)| queue.owner == Some(session))
+            .map(|(name, _)| name.clone())
+            .collect();
+        owned.iter().for_each(|name| self.remove_queue(name));
+        self.sessions.remove(&session);
+        self.send_letters();
     }
 
     /// The channel must not exist.
     pub(crate) fn open_channel(&mut self, channel: ChannelId) {
-        let _ = channel;
+        self.channels.insert(channel, Channel::default());
     }
 
     /// The channel's consumers go, what was unacked is requeued.
     pub(crate) fn close_channel(&mut self, channel: ChannelId) {
-        let _ = channel;
-    }
-}
-
-/// Exchanges.
-impl Vhost {
-    pub(crate) fn declare_exchange(&mut self, name: &[u8], options: &ExchangeOptions) -> Result<()> {
-        let _ = (name, options);
-        Ok(())
-    }
-
-    /// Passive declaration.
-    pub(crate) fn check_exchange(&mut self, name: &[u8]) -> Result<()> {
-        let _ = name;
-        Ok(())
+        let Some(closed) = self.channels.remove(&channel) else { return };
+        if let Some(reply) = closed.reply_consumer {
+            self.reply_addresses.remove(&reply.address);
+        }
+        let unacked: Vec<_> = closed.unacked.into_iter().collect();
+        let consumed: BTreeSet<_> = closed.consumers.into_values().map(|consumer| consumer.queue).collect();
+        for name in &consumed {
+            self.remove_consumers_of(name, channel);
+        }
+        self.give_back(unacked);
+        consumed.iter().for_each(|name| self.run(name));
+        self.send_letters();
     }
 
-    pub(crate) fn delete_exchange(&mut self, name: &[u8], if_unused: bool) -> Result<()> {
-        let _ = (name, if_unused);
-        Ok(())
+    pub(super) fn channel(&mut self, channel: ChannelId) -> Result<&mut Channel, Refusal> {
+        let missing = || Refusal::new(ReplyCode::ChannelError, "expected 'channel.open'");
+        self.channels.get_mut(&channel).ok_or_else(missing)
     }
 
-    pub(crate) fn bind_exchange(
-        &mut self,
-        destination: &[u8],
-        source: &[u8],
-        routing_key: &[u8],
-        arguments: FieldTable,
-    ) -> Result<()> {
-        let _ = (destination, source, routing_key, arguments);
-        Ok(())
+    pub(super) fn emulate(&self) -> Emulate {
+        self.settings.emulate
     }
 
-    pub(crate) fn unbind_exchange(
-        &mut self,
-        destination: &[u8],
-        source: &[u8],
-        routing_key: &[u8],
-        arguments: &FieldTable,
-    ) -> Result<()> {
-        let _ = (destination, source, routing_key, arguments);
-        Ok(())
-    }
-}
-
-/// Queues. An empty name stands for the queue that was declared last on the channel.
-impl Vhost {
-    /// The name that an empty one stands for: what permissions are to be checked for. Declarations have
-    /// [`new_queue_name`](Vhost::new_queue_name).
-    pub(crate) fn queue_name(&self, channel: ChannelId, name: &[u8]) -> Result<Name> {
-        let _ = channel;
-        Ok(name.into())
+    /// `queue 'name' in vhost '/'`
+    pub(super) fn queue_text(&self, name: &Name) -> String {
+        format!("queue '{name}' in vhost '{}'", self.settings.name)
     }
 
-    /// A name for a queue that is declared without one: `amq.gen-` and 22 letters.
-    pub(crate) fn new_queue_name(&mut self) -> Name {
-        "amq.gen-".into()
+    /// `exchange 'name' in vhost '/'`
+    pub(super) fn exchange_text(&self, name: &Name) -> String {
+        format!("exchange '{name}' in vhost '{}'", self.settings.name)
     }
 
-    pub(crate) fn declare_queue(
-        &mut self,
-        channel: ChannelId,
-        name: &[u8],
-        options: &QueueOptions,
-    ) -> Result<QueueStatus> {
-        let _ = (channel, options);
-        Ok(QueueStatus { name: name.into(), messages: 0, consumers: 0 })
+    pub(super) fn status(&self, name: &Name) -> QueueStatus {
+        let queue = self.queues.get(name);
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        QueueStatus {
+            name: name.clone(),
+            messages: queue.map_or(0, |queue| count(queue.messages())),
+            consumers: queue.map_or(0, |queue| count(queue.consumers.len())),
+        }
     }
 
-    /// Passive declaration.
-    pub(crate) fn check_queue(&mut self, channel: ChannelId, name: &[u8]) -> Result<QueueStatus> {
-        let _ = channel;
-        Ok(QueueStatus { name: name.into(), messages: 0, consumers: 0 })
+    /// Seconds since 1970.
+    pub(super) fn time(&self) -> u64 {
+        self.settings.epoch.saturating_add(self.now.as_secs())
     }
 
-    /// Gives the number of messages that went with it; zero when there is no such queue.
-    pub(crate) fn delete_queue(
-        &mut self,
-        channel: ChannelId,
-        name: &[u8],
-        if_unused: bool,
-        if_empty: bool,
-    ) -> Result<u32> {
-        let _ = (channel, name, if_unused, if_empty);
-        Ok(0)
+    pub(super) fn next_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
     }
 
-    /// Gives the number of messages that were removed.
-    pub(crate) fn purge_queue(&mut self, channel: ChannelId, name: &[u8]) -> Result<u32> {
-        let _ = (channel, name);
-        Ok(0)
+    /// The queue is looked at when something is due there.
+    pub(super) fn schedule(&mut self, name: &Name) {
+        let Some(queue) = self.queues.get_mut(name) else { return };
+        let Some(at) = queue.deadline() else { return };
+        if queue.scheduled.is_none_or(|scheduled| at < scheduled) {
+            queue.scheduled = Some(at);
+            self.schedule.insert((at, name.clone()));
+        }
     }
 
-    /// With both names empty the routing key too stands for the queue that was declared last.
-    pub(crate) fn bind_queue(
-        &mut self,
-        channel: ChannelId,
-        queue: &[u8],
-        exchange: &[u8],
-        routing_key: &[u8],
-        arguments: FieldTable,
-    ) -> Result<()> {
-        let _ = (channel, queue, exchange, routing_key, arguments);
-        Ok(())
+    /// Delivers the dead letters that the current operation has made, and those that these make.
+    pub(super) fn send_letters(&mut self) {
+        for _ in 0..LETTERS_AT_ONCE {
+            let Some(letter) = self.letters.pop_front() else { return };
+            self.send_letter(letter);
+        }
     }
 
-    pub(crate) fn unbind_queue(
-        &mut self,
-        channel: ChannelId,
-        queue: &[u8],
-        exchange: &[u8],
-        routing_key: &[u8],
-        arguments: &FieldTable,
-    ) -> Result<()> {
-        let _ = (channel, queue, exchange, routing_key, arguments);
-        Ok(())
-    }
-}
-
-/// Messages, as a channel sees them.
-impl Vhost {
-    /// Routes a message, or keeps it for the commit. Confirms and returns are effects.
-    pub(crate) fn publish(&mut self, channel: ChannelId, publish: Publish<'_>) -> Result<()> {
-        let _ = (channel, publish);
-        Ok(())
+    /// 22 letters that nobody guesses, in the alphabet of RabbitMQ's names.
+    pub(super) fn unique(&mut self) -> String {
+        const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+        let letter = |index: u64| ALPHABET.get(index as usize & 63).map_or('A', |&byte| byte.into());
+        let (one, other) = (self.random(), self.random());
+        let first = (0..11).map(|at| letter(one >> (at * 5)));
+        first.chain((0..11).map(|at| letter(other >> (at * 5)))).collect()
     }
 
-    /// Gives the consumer's tag.
-    pub(crate) fn consume(&mut self, channel: ChannelId, options: ConsumeOptions<'_>) -> Result<Name> {
-        let _ = channel;
-        Ok(options.tag.into())
-    }
-
-    /// An unknown tag is no error. What was delivered stays unacked.
-    pub(crate) fn cancel(&mut self, channel: ChannelId, tag: &[u8]) -> Result<()> {
-        let _ = (channel, tag);
-        Ok(())
-    }
-
-    pub(crate) fn get(&mut self, channel: ChannelId, queue: &[u8], no_ack: bool) -> Result<Option<Got>> {
-        let _ = (channel, queue, no_ack);
-        Ok(None)
-    }
-
-    pub(crate) fn ack(&mut self, channel: ChannelId, delivery_tag: u64, multiple: bool) -> Result<()> {
-        let _ = (channel, delivery_tag, multiple);
-        Ok(())
-    }
-
-    /// `basic.nack`, and `basic.reject` with `multiple` false.
-    pub(crate) fn nack(
-        &mut self,
-        channel: ChannelId,
-        delivery_tag: u64,
-        multiple: bool,
-        requeue: bool,
-    ) -> Result<()> {
-        let _ = (channel, delivery_tag, multiple, requeue);
-        Ok(())
-    }
-
-    /// `basic.recover` and `basic.recover-async`.
-    pub(crate) fn recover(&mut self, channel: ChannelId, requeue: bool) -> Result<()> {
-        let _ = (channel, requeue);
-        Ok(())
-    }
-
-    pub(crate) fn qos(&mut self, channel: ChannelId, size: u32, count: u16, global: bool) -> Result<()> {
-        let _ = (channel, size, count, global);
-        Ok(())
-    }
-
-    /// `channel.flow`.
-    pub(crate) fn flow(&mut self, channel: ChannelId, active: bool) -> Result<()> {
-        let _ = (channel, active);
-        Ok(())
-    }
-
-    pub(crate) fn select_confirms(&mut self, channel: ChannelId) -> Result<()> {
-        let _ = channel;
-        Ok(())
-    }
-
-    pub(crate) fn select_transactions(&mut self, channel: ChannelId) -> Result<()> {
-        let _ = channel;
-        Ok(())
-    }
-
-    /// Effects of a commit are to be sent before its answer.
-    pub(crate) fn commit(&mut self, channel: ChannelId) -> Result<()> {
-        let _ = channel;
-        Ok(())
-    }
-
-    pub(crate) fn rollback(&mut self, channel: ChannelId) -> Result<()> {
-        let _ = channel;
-        Ok(())
-    }
-}
-
-/// What tests may look at and do, beside what a client can.
-impl Vhost {
-    /// Routes a message that no channel published. Says whether any queue took it.
-    pub(crate) fn inject(&mut self, publish: Publish<'_>) -> Result<bool> {
-        let _ = publish;
-        Ok(false)
-    }
-
-    /// Cancels a consumer as if its queue had gone: gives whether there was one.
-    pub(crate) fn cancel_by_server(&mut self, channel: ChannelId, tag: &[u8]) -> bool {
-        let _ = (channel, tag);
-        false
+    /// SplitMix64.
+    fn random(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.random;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
     }
 }

@@ -1,0 +1,122 @@
+//! A channel: its consumers, what it has to settle, and its mode.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use super::{Name, Refusal, message::Message};
+
+/// A delivery that is not settled.
+#[derive(Debug, Clone)]
+pub(super) struct Unacked {
+    pub(super) queue: Name,
+    pub(super) queue_id: u64,
+    pub(super) sequence: u64,
+    /// `None`: it was fetched by `basic.get`.
+    pub(super) consumer: Option<Name>,
+}
+
+/// A consumer, as its channel knows it.
+#[derive(Debug)]
+pub(super) struct ChannelConsumer {
+    pub(super) queue: Name,
+    pub(super) queue_id: u64,
+    pub(super) no_ack: bool,
+    /// 0: no limit.
+    pub(super) prefetch: u16,
+    pub(super) outstanding: u32,
+}
+
+impl ChannelConsumer {
+    pub(super) fn is_full(&self) -> bool {
+        self.prefetch != 0 && !self.no_ack && self.outstanding >= self.prefetch.into()
+    }
+}
+
+/// The consumer of direct replies.
+#[derive(Debug, Clone)]
+pub(super) struct ReplyConsumer {
+    pub(super) tag: Name,
+    /// What `reply-to` becomes.
+    pub(super) address: Name,
+}
+
+/// What a client does with deliveries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Settlement {
+    Ack,
+    Requeue,
+    Discard,
+}
+
+/// A message that waits for the commit, and the queues that it was routed to.
+#[derive(Debug)]
+pub(super) struct Uncommitted {
+    pub(super) message: Arc<Message>,
+    pub(super) mandatory: bool,
+    pub(super) queues: Vec<Name>,
+}
+
+/// What a transaction has gathered.
+#[derive(Debug, Default)]
+pub(super) struct Transaction {
+    pub(super) publishes: Vec<Uncommitted>,
+    pub(super) settlements: Vec<(Settlement, Vec<(u64, Unacked)>)>,
+}
+
+/// Publishes are confirmed, or gathered, or neither.
+#[derive(Debug, Default)]
+pub(super) enum Mode {
+    #[default]
+    Plain,
+    /// With the number of the last publish.
+    Confirm(u64),
+    Transaction(Transaction),
+}
+
+/// A channel.
+#[derive(Debug, Default)]
+pub(super) struct Channel {
+    pub(super) mode: Mode,
+    /// `None`: no queue was declared yet.
+    pub(super) last_queue: Option<Name>,
+    pub(super) consumers: HashMap<Name, ChannelConsumer>,
+    pub(super) reply_consumer: Option<ReplyConsumer>,
+    pub(super) unacked: BTreeMap<u64, Unacked>,
+    /// For consumers to come; 0: no limit.
+    pub(super) prefetch: u16,
+    /// For all consumers together; 0: no limit.
+    pub(super) global_prefetch: u16,
+    /// What counts against `global_prefetch`.
+    pub(super) volume: u32,
+    last_tag: u64,
+}
+
+impl Channel {
+    pub(super) fn next_tag(&mut self) -> u64 {
+        self.last_tag += 1;
+        self.last_tag
+    }
+
+    pub(super) fn is_limited(&self) -> bool {
+        self.global_prefetch != 0 && self.volume >= self.global_prefetch.into()
+    }
+
+    /// The deliveries that a tag means, oldest first. They are not unacked any more.
+    pub(super) fn take_unacked(&mut self, tag: u64, multiple: bool) -> Result<Vec<(u64, Unacked)>, Refusal> {
+        if multiple && tag == 0 {
+            return Ok(std::mem::take(&mut self.unacked).into_iter().collect());
+        }
+        let Some(single) = self.unacked.remove(&tag) else {
+            return Err(Refusal::precondition(format!("unknown delivery tag {tag}")));
+        };
+        if !multiple {
+            return Ok(vec![(tag, single)]);
+        }
+        let later = self.unacked.split_off(&tag);
+        let mut taken: Vec<_> = std::mem::replace(&mut self.unacked, later).into_iter().collect();
+        taken.push((tag, single));
+        Ok(taken)
+    }
+}

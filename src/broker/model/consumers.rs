@@ -1,0 +1,159 @@
+//! The consumers of a queue and whose turn it is.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, VecDeque},
+};
+
+use super::{ChannelId, Name};
+
+/// A consumer, as its queue knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Consumer {
+    pub(super) channel: ChannelId,
+    pub(super) tag: Name,
+    pub(super) no_ack: bool,
+    pub(super) priority: i64,
+}
+
+impl Consumer {
+    fn is(&self, channel: ChannelId, tag: &[u8]) -> bool {
+        self.channel == channel && *self.tag == *tag
+    }
+}
+
+/// Consumers take turns, those of the highest priority first. One that can take no more is set aside until
+/// its channel says that it can, and then stands last in line.
+#[derive(Debug, Default)]
+pub(super) struct Consumers {
+    in_line: BTreeMap<Reverse<i64>, VecDeque<Consumer>>,
+    aside: Vec<Consumer>,
+    count: usize,
+    /// Only the holder gets messages.
+    single_active: bool,
+    /// The exclusive consumer, or the active one of a queue with a single active consumer.
+    holder: Option<(ChannelId, Name)>,
+}
+
+impl Consumers {
+    pub(super) fn new(single_active: bool) -> Consumers {
+        Consumers { single_active, ..Consumers::default() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.count
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Consumer> {
+        self.in_line.values().flatten().chain(&self.aside)
+    }
+
+    /// Whether a consumer that is exclusive, or not, may be added.
+    pub(super) fn may_add(&self, exclusive: bool) -> bool {
+        if self.single_active {
+            return !exclusive;
+        }
+        self.holder.is_none() && !(exclusive && self.count > 0)
+    }
+
+    pub(super) fn add(&mut self, consumer: Consumer, exclusive: bool) {
+        if exclusive || (self.single_active && self.holder.is_none()) {
+            self.holder = Some((consumer.channel, consumer.tag.clone()));
+        }
+        self.count += 1;
+        self.line_up(consumer);
+    }
+
+    /// Says whether there was such a consumer.
+    pub(super) fn remove(&mut self, channel: ChannelId, tag: &[u8]) -> bool {
+        let before = self.count;
+        self.retain(|consumer| !consumer.is(channel, tag));
+        self.count < before
+    }
+
+    /// Says whether the channel had a consumer here.
+    pub(super) fn remove_channel(&mut self, channel: ChannelId) -> bool {
+        let before = self.count;
+        self.retain(|consumer| consumer.channel != channel);
+        self.count < before
+    }
+
+    /// The consumer of the next message, if there is one that `can` take it.
+    pub(super) fn next(&mut self, mut can: impl FnMut(&Consumer) -> bool) -> Option<Consumer> {
+        if self.single_active {
+            let (channel, tag) = self.holder.clone()?;
+            let holder = self.in_line.values().flatten().find(|consumer| consumer.is(channel, &tag))?.clone();
+            if can(&holder) {
+                return Some(holder);
+            }
+            self.set_aside(&holder);
+            return None;
+        }
+        loop {
+            let mut line = self.in_line.first_entry()?;
+            let Some(consumer) = line.get_mut().pop_front() else {
+                line.remove();
+                continue;
+            };
+            if can(&consumer) {
+                line.get_mut().push_back(consumer.clone());
+                return Some(consumer);
+            }
+            self.aside.push(consumer);
+        }
+    }
+
+    /// Those of a channel that were set aside and `can` take messages again stand in line again. Says whether
+    /// there were any.
+    pub(super) fn resume(&mut self, channel: ChannelId, can: impl Fn(&Consumer) -> bool) -> bool {
+        let ready = |consumer: &Consumer| consumer.channel == channel && can(consumer);
+        let (back, aside): (Vec<_>, Vec<_>) = std::mem::take(&mut self.aside).into_iter().partition(ready);
+        self.aside = aside;
+        let any = !back.is_empty();
+        back.into_iter().for_each(|consumer| self.line_up(consumer));
+        any
+    }
+
+    /// Everybody goes.
+    pub(super) fn clear(&mut self) -> Vec<Consumer> {
+        let all = self.iter().cloned().collect();
+        *self = Consumers::new(self.single_active);
+        all
+    }
+
+    /// Whether this consumer would get a message now, as far as the queue is concerned.
+    pub(super) fn is_active(&self, channel: ChannelId, tag: &[u8]) -> bool {
+        !self.single_active
+            || self.holder.as_ref().is_some_and(|(holder, name)| *holder == channel && **name == *tag)
+    }
+
+    fn line_up(&mut self, consumer: Consumer) {
+        self.in_line.entry(Reverse(consumer.priority)).or_default().push_back(consumer);
+    }
+
+    fn set_aside(&mut self, consumer: &Consumer) {
+        if let Some(line) = self.in_line.get_mut(&Reverse(consumer.priority)) {
+            line.retain(|other| other != consumer);
+        }
+        self.aside.push(consumer.clone());
+    }
+
+    fn retain(&mut self, keep: impl Fn(&Consumer) -> bool) {
+        self.in_line.values_mut().for_each(|line| line.retain(&keep));
+        self.in_line.retain(|_, line| !line.is_empty());
+        self.aside.retain(&keep);
+        self.count = self.iter().count();
+        let holder_stays = self
+            .holder
+            .as_ref()
+            .is_some_and(|(channel, tag)| self.iter().any(|consumer| consumer.is(*channel, tag)));
+        if !holder_stays {
+            let next = if self.single_active { self.iter().next() } else { None };
+            self.holder = next.map(|consumer| (consumer.channel, consumer.tag.clone()));
+        }
+    }
+}

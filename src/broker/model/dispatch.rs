@@ -1,0 +1,294 @@
+//! From queues to consumers: consuming, fetching, prefetch, and whose turn it is.
+
+use super::{
+    ChannelId, ConsumeOptions, Effect, Got, Name, Refusal, SessionId,
+    arguments::{QueueType, check_consumer_arguments},
+    channel::{ChannelConsumer, Unacked},
+    consumers::Consumer,
+    values::integer,
+    vhost::Vhost,
+};
+use crate::error::ReplyCode;
+
+type Result<T> = std::result::Result<T, Refusal>;
+
+/// Consuming.
+impl Vhost {
+    /// Gives the consumer's tag. Deliveries are effects, to be sent after `consume-ok`.
+    pub(crate) fn consume(&mut self, channel: ChannelId, options: ConsumeOptions<'_>) -> Result<Name> {
+        let queue = self.queue_name(channel, options.queue)?;
+        let in_use = self.channel(channel)?.consumers.contains_key(options.tag);
+        if in_use {
+            let tag = Name::from(options.tag);
+            return Err(Refusal::not_allowed(format!("attempt to reuse consumer tag '{tag}'")));
+        }
+        let tag: Name = match options.tag {
+            [] => format!("amq.ctag-{}", self.unique()).into(),
+            given => given.into(),
+        };
+        if *queue == *b"amq.rabbitmq.reply-to" {
+            return self.consume_replies(channel, tag, options.no_ack);
+        }
+        self.check_consume(channel, &queue, &options)?;
+        let opened = self.channel(channel)?;
+        let prefetch = opened.prefetch;
+        let Some(found) = self.queues.get_mut(&queue) else { return Err(self.no_queue(&queue)) };
+        let priority = options.arguments.get("x-priority").and_then(integer).unwrap_or(0);
+        let (kind, queue_id) = (found.kind, found.id);
+        let exclusive = options.exclusive && kind == QueueType::Classic;
+        let consumer = Consumer { channel, tag: tag.clone(), no_ack: options.no_ack, priority };
+        if let Some(stream) = &mut found.stream {
+            stream.attach(&consumer, &options.arguments, self.now, self.settings.epoch);
+        }
+        found.consumers.add(consumer, exclusive);
+        found.had_consumers = true;
+        let consumer = ChannelConsumer {
+            queue: queue.clone(),
+            queue_id,
+            no_ack: options.no_ack,
+            prefetch,
+            outstanding: 0,
+        };
+        self.channel(channel)?.consumers.insert(tag.clone(), consumer);
+        self.run(&queue);
+        self.send_letters();
+        Ok(tag)
+    }
+
+    fn check_consume(&mut self, channel: ChannelId, name: &Name, options: &ConsumeOptions<'_>) -> Result<()> {
+        let what = self.queue_text(name);
+        let (prefetch, global) = {
+            let opened = self.channel(channel)?;
+            (opened.prefetch, opened.global_prefetch)
+        };
+        let queue = self.accessible(channel, name)?;
+        check_consumer_arguments(&what, queue.kind, &options.arguments)?;
+        if queue.kind == QueueType::Stream {
+            if prefetch == 0 {
+                let text = format!("consumer prefetch count is not set for stream {what}");
+                return Err(Refusal::precondition(text));
+            }
+            if options.no_ack {
+                let text = format!("automatic acknowledgement not supported by stream {what}");
+                return Err(Refusal::not_implemented(text));
+            }
+        }
+        if queue.kind != QueueType::Classic {
+            if global != 0 {
+                return Err(Refusal::not_implemented(format!("{what} does not support global qos")));
+            }
+            return Ok(());
+        }
+        if !queue.consumers.may_add(options.exclusive) {
+            return Err(Refusal::access_refused(format!("{what} in exclusive use")));
+        }
+        Ok(())
+    }
+
+    /// An unknown tag is no error. What was delivered stays unacked.
+    pub(crate) fn cancel(&mut self, channel: ChannelId, tag: &[u8]) -> Result<()> {
+        self.stop_consumer(channel, tag);
+        Ok(())
+    }
+
+    /// Cancels a consumer as if its queue had gone: gives whether there was one.
+    pub(crate) fn cancel_by_server(&mut self, channel: ChannelId, tag: &[u8]) -> bool {
+        let found = self.stop_consumer(channel, tag);
+        if found {
+            self.effects.push(Effect::Cancel { channel, consumer_tag: tag.into() });
+        }
+        found
+    }
+
+    fn stop_consumer(&mut self, channel: ChannelId, tag: &[u8]) -> bool {
+        let Some(opened) = self.channels.get_mut(&channel) else { return false };
+        if let Some(reply) = opened.reply_consumer.take_if(|consumer| *consumer.tag == *tag) {
+            self.reply_addresses.remove(&reply.address);
+            return true;
+        }
+        let Some(consumer) = opened.consumers.remove(tag) else { return false };
+        if let Some(queue) = self.queues.get_mut(&consumer.queue) {
+            queue.consumers.remove(channel, tag);
+            if let Some(stream) = &mut queue.stream {
+                stream.detach(channel, tag);
+            }
+        }
+        self.after_consumers_left(&consumer.queue);
+        self.run(&consumer.queue);
+        self.send_letters();
+        true
+    }
+
+    /// All consumers of a channel leave a queue.
+    pub(super) fn remove_consumers_of(&mut self, name: &Name, channel: ChannelId) {
+        let Some(queue) = self.queues.get_mut(name) else { return };
+        if queue.consumers.remove_channel(channel) {
+            if let Some(stream) = &mut queue.stream {
+                stream.detach_channel(channel);
+            }
+            self.after_consumers_left(name);
+        }
+    }
+
+    fn after_consumers_left(&mut self, name: &Name) {
+        let Some(queue) = self.queues.get(name) else { return };
+        if !queue.consumers.is_empty() {
+            return;
+        }
+        if queue.auto_delete && queue.had_consumers {
+            self.remove_queue(name);
+        } else {
+            self.touch(name);
+        }
+    }
+
+    /// `basic.get`
+    pub(crate) fn get(&mut self, channel: ChannelId, queue: &[u8], no_ack: bool) -> Result<Option<Got>> {
+        let name = self.queue_name(channel, queue)?;
+        let what = self.queue_text(&name);
+        let queue = self.accessible(channel, &name)?;
+        if queue.stream.is_some() {
+            let text = format!("basic.get not supported by stream queues {what}");
+            return Err(Refusal::not_implemented(text));
+        }
+        if queue.kind == QueueType::Quorum && queue.single_active {
+            return Err(Refusal::locked(format!(
+                "cannot obtain access to locked {what}. basic.get operations are not supported by quorum queues with \
+                 single active consumer"
+            )));
+        }
+        self.touch(&name);
+        let Some(queue) = self.queues.get_mut(&name) else { return Ok(None) };
+        let Some(entry) = queue.ready.pop() else { return Ok(None) };
+        let (queue_id, sequence, redelivered) = (queue.id, entry.sequence, entry.redelivered);
+        let payload = entry.delivered(queue.kind);
+        if !no_ack {
+            queue.unacked.insert(sequence, entry);
+        }
+        self.expire_messages(&name);
+        let messages = self.status(&name).messages;
+        let channel = self.channel(channel)?;
+        let delivery_tag = channel.next_tag();
+        if !no_ack {
+            let unacked = Unacked { queue: name, queue_id, sequence, consumer: None };
+            channel.unacked.insert(delivery_tag, unacked);
+        }
+        self.send_letters();
+        Ok(Some(Got { delivery_tag, redelivered, messages, payload }))
+    }
+
+    /// A limit for consumers to come, or for the whole channel.
+    pub(crate) fn qos(&mut self, channel: ChannelId, size: u32, count: u16, global: bool) -> Result<()> {
+        if size != 0 {
+            return Err(Refusal::not_implemented(format!("prefetch_size!=0 ({size})")));
+        }
+        let opened = self.channel(channel)?;
+        if global {
+            if opened.global_prefetch == 0 {
+                opened.volume = u32::try_from(opened.unacked.len()).unwrap_or(u32::MAX);
+            }
+            opened.global_prefetch = count;
+        } else {
+            opened.prefetch = count;
+            opened.global_prefetch = 0;
+        }
+        self.resume(channel);
+        self.send_letters();
+        Ok(())
+    }
+
+    /// `channel.flow`
+    pub(crate) fn flow(&mut self, channel: ChannelId, active: bool) -> Result<()> {
+        self.channel(channel)?;
+        if active { Ok(()) } else { Err(Refusal::new(ReplyCode::NotImplemented, "active=false")) }
+    }
+
+    /// A session that cannot be written to gets no deliveries until it can.
+    pub(crate) fn set_writable(&mut self, session: SessionId, writable: bool) {
+        let Some(opened) = self.sessions.get_mut(&session) else { return };
+        if std::mem::replace(&mut opened.writable, writable) == writable || !writable {
+            return;
+        }
+        let mut channels: Vec<_> =
+            self.channels.keys().filter(|channel| channel.session == session).copied().collect();
+        channels.sort_unstable();
+        channels.into_iter().for_each(|channel| self.resume(channel));
+        self.send_letters();
+    }
+
+    /// The consumers of a channel may be able to take messages again.
+    pub(super) fn resume(&mut self, channel: ChannelId) {
+        let Some(opened) = self.channels.get(&channel) else { return };
+        let mut queues: Vec<_> = opened.consumers.values().map(|consumer| consumer.queue.clone()).collect();
+        queues.sort_unstable();
+        queues.dedup();
+        queues.iter().for_each(|name| self.resume_in(name, channel));
+    }
+
+    /// The same in one queue.
+    pub(super) fn resume_in(&mut self, name: &Name, channel: ChannelId) {
+        let Some(opened) = self.channels.get(&channel) else { return };
+        let Some(queue) = self.queues.get_mut(name) else { return };
+        let can = |consumer: &Consumer| opened.consumers.get(&consumer.tag).is_some_and(|own| !own.is_full());
+        if queue.consumers.resume(channel, can) || queue.stream.is_some() {
+            self.run(name);
+        }
+    }
+
+    /// Hands out messages for as long as there are messages and consumers that can take them.
+    pub(super) fn run(&mut self, name: &Name) {
+        if self.queues.get(name).is_some_and(|queue| queue.stream.is_some()) {
+            return self.run_stream(name);
+        }
+        loop {
+            let Vhost { queues, channels, sessions, .. } = self;
+            let Some(queue) = queues.get_mut(name) else { return };
+            if queue.ready.is_empty() {
+                return;
+            }
+            let can = |consumer: &Consumer| {
+                let writable = sessions.get(&consumer.channel.session).is_none_or(|session| session.writable);
+                let opened = channels.get(&consumer.channel);
+                writable
+                    && opened.is_some_and(|opened| {
+                        !opened.is_limited()
+                            && opened.consumers.get(&consumer.tag).is_some_and(|own| !own.is_full())
+                    })
+            };
+            let Some(consumer) = queue.consumers.next(can) else { return };
+            let Some(entry) = queue.ready.pop() else { return };
+            let (queue_id, sequence, redelivered) = (queue.id, entry.sequence, entry.redelivered);
+            let payload = entry.delivered(queue.kind);
+            if !consumer.no_ack {
+                queue.unacked.insert(sequence, entry);
+            }
+            let unacked =
+                Unacked { queue: name.clone(), queue_id, sequence, consumer: Some(consumer.tag.clone()) };
+            self.deliver_to(consumer, unacked, redelivered, payload);
+            self.expire_messages(name);
+        }
+    }
+
+    /// Counts a delivery and sends it.
+    pub(super) fn deliver_to(
+        &mut self,
+        consumer: Consumer,
+        unacked: Unacked,
+        redelivered: bool,
+        payload: super::Payload,
+    ) {
+        let Some(opened) = self.channels.get_mut(&consumer.channel) else { return };
+        let delivery_tag = opened.next_tag();
+        if !consumer.no_ack {
+            if let Some(own) = opened.consumers.get_mut(&consumer.tag) {
+                own.outstanding += 1;
+            }
+            if opened.global_prefetch != 0 {
+                opened.volume += 1;
+            }
+            opened.unacked.insert(delivery_tag, unacked);
+        }
+        let Consumer { channel, tag: consumer_tag, .. } = consumer;
+        self.effects.push(Effect::Deliver { channel, consumer_tag, delivery_tag, redelivered, payload });
+    }
+}

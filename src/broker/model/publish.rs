@@ -1,0 +1,237 @@
+//! From a publish to the queues: checks, routing, confirms, and dead letters.
+
+use std::{collections::HashSet, sync::Arc};
+
+use super::{
+    ChannelId, Effect, Emulate, Name, Publish, Refusal,
+    arguments::QueueType,
+    channel::{Mode, Uncommitted},
+    dead_letter::{self, Letter, Reason},
+    exchange::Destination,
+    message::{Accepted, Message, accept},
+    queue::Overflow,
+    ready::Entry,
+    vhost::Vhost,
+};
+use crate::error::ReplyCode;
+
+type Result<T> = std::result::Result<T, Refusal>;
+
+/// Publishing.
+impl Vhost {
+    /// Routes a message, or keeps it for the commit. Confirms and returns are effects: a mandatory message
+    /// that no queue takes is returned before it is confirmed.
+    pub(crate) fn publish(&mut self, channel: ChannelId, publish: Publish<'_>) -> Result<()> {
+        if publish.immediate {
+            return Err(Refusal::not_implemented("immediate=true"));
+        }
+        self.check_publish(&publish)?;
+        let session = self.sessions.get(&channel.session);
+        let (user, may_impersonate) =
+            session.map_or(("", false), |session| (session.user.as_str(), session.may_impersonate));
+        let reply_to = self.channels.get(&channel).and_then(|channel| channel.reply_consumer.as_ref());
+        let reply_to = reply_to.map(|consumer| &consumer.address);
+        let accepted = accept(publish, user, may_impersonate, reply_to, self.settings.emulate, &self.memory)?;
+        let Accepted { message, mandatory } = accepted;
+        let queues = self.route(&message);
+        let message = Arc::new(message);
+        match &mut self.channel(channel)?.mode {
+            Mode::Plain => {
+                self.deliver(channel, &message, mandatory, &queues);
+            }
+            Mode::Confirm(last) => {
+                *last += 1;
+                let delivery_tag = *last;
+                let accepted = self.deliver(channel, &message, mandatory, &queues);
+                self.effects.push(Effect::Confirm { channel, delivery_tag, accepted });
+            }
+            Mode::Transaction(transaction) => {
+                transaction.publishes.push(Uncommitted { message, mandatory, queues });
+            }
+        }
+        self.send_letters();
+        Ok(())
+    }
+
+    /// Routes a message that no channel published. Says whether a queue took it.
+    pub(crate) fn inject(&mut self, publish: Publish<'_>) -> Result<bool> {
+        self.check_publish(&publish)?;
+        let accepted = accept(publish, "", true, None, self.emulate(), &self.memory)?;
+        let queues = self.route(&accepted.message);
+        let message = Arc::new(accepted.message);
+        let mut taken = false;
+        for queue in &queues {
+            taken |= self.queues.contains_key(queue) && self.enqueue(queue, &message);
+        }
+        self.send_letters();
+        Ok(taken)
+    }
+
+    fn check_publish(&self, publish: &Publish<'_>) -> Result<()> {
+        let max = match self.emulate() {
+            Emulate::RabbitMq3 => 134_217_728,
+            Emulate::RabbitMq4 => 16_777_216,
+        };
+        let size = publish.body.len();
+        if size > max {
+            return Err(Refusal::precondition(format!(
+                "message size {size} is larger than configured max size {max}"
+            )));
+        }
+        match self.exchanges.get(publish.exchange) {
+            None => Err(self.no_exchange(&publish.exchange.into())),
+            Some(exchange) if exchange.internal => {
+                let what = self.exchange_text(&publish.exchange.into());
+                Err(Refusal::access_refused(format!("cannot publish to internal {what}")))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Gives a message to its queues, or back. Says whether every one of them took it.
+    pub(super) fn deliver(
+        &mut self,
+        channel: ChannelId,
+        message: &Arc<Message>,
+        mandatory: bool,
+        queues: &[Name],
+    ) -> bool {
+        if mandatory && !queues.iter().any(|name| self.queues.contains_key(name)) {
+            let payload = message.payload();
+            self.effects.push(Effect::Return { channel, code: ReplyCode::NoRoute, payload });
+        }
+        let mut accepted = true;
+        for queue in queues {
+            accepted &= self.enqueue(queue, message);
+        }
+        accepted
+    }
+
+    /// The names of the queues that a message is for, each once. They need not exist. A direct reply among
+    /// them is delivered.
+    pub(super) fn route(&mut self, message: &Message) -> Vec<Name> {
+        let mut queues = if message.exchange.is_empty() {
+            message.routing_keys.clone()
+        } else {
+            self.bound_queues(message)
+        };
+        queues.sort_unstable();
+        queues.dedup();
+        if message.exchange.is_empty() && queues.iter().any(|name| is_reply_address(name)) {
+            queues.iter().filter(|name| is_reply_address(name)).for_each(|name| self.reply(name, message));
+            queues.retain(|name| !is_reply_address(name));
+        }
+        queues
+    }
+
+    /// Follows bindings between exchanges and alternate exchanges; each exchange is visited once.
+    fn bound_queues(&self, message: &Message) -> Vec<Name> {
+        let mut queues = Vec::new();
+        let mut seen = HashSet::from([message.exchange.clone()]);
+        let mut to_visit = vec![message.exchange.clone()];
+        while let Some(name) = to_visit.pop() {
+            let Some(exchange) = self.exchanges.get(&name) else { continue };
+            if name.is_empty() {
+                // The default exchange can be an alternate one.
+                queues.extend(message.routing_keys.iter().cloned());
+                continue;
+            }
+            let mut found = exchange.route(message, self.emulate());
+            if found.is_empty() {
+                found.extend(exchange.alternate().map(|name| Destination::Exchange(name.into())));
+            }
+            for destination in found {
+                match destination {
+                    Destination::Queue(name) => queues.push(name),
+                    Destination::Exchange(name) => {
+                        if seen.insert(name.clone()) {
+                            to_visit.push(name);
+                        }
+                    }
+                }
+            }
+        }
+        queues
+    }
+
+    /// A message arrives at a queue. Says whether the queue took it; one that does not exist has no objection.
+    pub(super) fn enqueue(&mut self, name: &Name, message: &Arc<Message>) -> bool {
+        let now = self.now;
+        let Some(queue) = self.queues.get_mut(name) else { return true };
+        if let Some(stream) = &mut queue.stream {
+            stream.append(message.clone(), now);
+            self.run(name);
+            return true;
+        }
+        // A quorum queue notices only after the fact that it has too many.
+        let is_full = match queue.kind {
+            QueueType::Quorum => queue.is_over_limit(),
+            _ => queue.would_overflow(message),
+        };
+        match queue.overflow {
+            Overflow::RejectPublish if is_full => return false,
+            Overflow::RejectPublishDlx if is_full => {
+                let entry = queue.entry(message.clone(), now);
+                self.give_up(name, &entry, Reason::MaxLength);
+                return false;
+            }
+            _ => {}
+        }
+        let entry = queue.entry(message.clone(), now);
+        queue.ready.push(entry);
+        self.settle_down(name);
+        true
+    }
+
+    /// After messages came into a queue: they go to consumers, and what is too many or too old goes away.
+    pub(super) fn settle_down(&mut self, name: &Name) {
+        self.run(name);
+        self.drop_surplus(name);
+        self.expire_messages(name);
+    }
+
+    pub(super) fn drop_surplus(&mut self, name: &Name) {
+        while let Some(queue) = self.queues.get_mut(name) {
+            if queue.overflow != Overflow::DropHead || !queue.is_over_limit() {
+                return;
+            }
+            let Some(entry) = queue.ready.pop() else { return };
+            self.give_up(name, &entry, Reason::MaxLength);
+        }
+    }
+
+    /// Removes the messages at the head whose time is over.
+    pub(super) fn expire_messages(&mut self, name: &Name) {
+        let now = self.now;
+        while let Some(entry) = self.queues.get_mut(name).and_then(|queue| queue.pop_expired(now)) {
+            self.give_up(name, &entry, Reason::Expired);
+        }
+        self.schedule(name);
+    }
+
+    /// A queue is done with a message: it goes to the dead-letter exchange, if the queue has one and it exists.
+    pub(super) fn give_up(&mut self, name: &Name, entry: &Entry, reason: Reason) {
+        let Some(to) = self.queues.get(name).and_then(|queue| queue.dead_letters.as_ref()) else { return };
+        if !self.exchanges.contains_key(&to.exchange) {
+            return;
+        }
+        let (time, emulate) = (self.time(), self.emulate());
+        let message = dead_letter::letter(&entry.message, name, reason, to, time, emulate, &self.memory);
+        self.letters.push_back(Letter { message: Arc::new(message), reason });
+    }
+
+    /// Delivers a dead letter, except to queues that it would come back to for ever.
+    pub(super) fn send_letter(&mut self, letter: Letter) {
+        let Letter { message, reason } = letter;
+        let emulate = self.emulate();
+        for queue in self.route(&message) {
+            if reason == Reason::Rejected || !dead_letter::is_cycle(&message, &queue, emulate) {
+                self.enqueue(&queue, &message);
+            }
+        }
+    }
+}
+
+fn is_reply_address(name: &[u8]) -> bool {
+    name.starts_with(b"amq.rabbitmq.reply-to.")
+}

@@ -1,0 +1,174 @@
+//! A queue: its properties, its messages and its consumers.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use super::{
+    Emulate, Name, QueueOptions, SessionId,
+    arguments::QueueType,
+    consumers::Consumers,
+    dead_letter::DeadLetters,
+    message::Message,
+    ready::{Entry, Ready},
+    stream::Stream,
+    values::integer,
+};
+use crate::protocol::value::{FieldTable, FieldValue};
+
+/// What happens to a message that is one too many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Overflow {
+    DropHead,
+    RejectPublish,
+    RejectPublishDlx,
+}
+
+/// How often a quorum queue of 4.x delivers a message again when nobody says.
+const DELIVERY_LIMIT: u32 = 20;
+
+/// A queue.
+#[derive(Debug)]
+pub(super) struct Queue {
+    /// Tells it from later queues of the same name.
+    pub(super) id: u64,
+    pub(super) kind: QueueType,
+    pub(super) durable: bool,
+    pub(super) auto_delete: bool,
+    /// The session that has it to itself.
+    pub(super) owner: Option<SessionId>,
+    pub(super) arguments: FieldTable,
+    pub(super) time_to_live: Option<u64>,
+    pub(super) expires: Option<u64>,
+    pub(super) max_length: Option<u64>,
+    pub(super) max_bytes: Option<u64>,
+    pub(super) overflow: Overflow,
+    pub(super) dead_letters: Option<DeadLetters>,
+    pub(super) delivery_limit: Option<u32>,
+    pub(super) single_active: bool,
+    pub(super) ready: Ready,
+    /// Delivered, and not yet settled.
+    pub(super) unacked: HashMap<u64, Entry>,
+    pub(super) consumers: Consumers,
+    pub(super) had_consumers: bool,
+    /// When it was used last, for `expires`.
+    pub(super) used: Duration,
+    /// When it will be looked at.
+    pub(super) scheduled: Option<Duration>,
+    /// The messages of a stream, which has no others.
+    pub(super) stream: Option<Stream>,
+    next_sequence: u64,
+}
+
+impl Queue {
+    pub(super) fn new(
+        id: u64,
+        options: &QueueOptions,
+        owner: Option<SessionId>,
+        now: Duration,
+        emulate: Emulate,
+    ) -> Queue {
+        let arguments = options.arguments.clone();
+        let number =
+            |name: &str| arguments.get(name).and_then(integer).and_then(|number| u64::try_from(number).ok());
+        let text = |name: &str| match arguments.get(name) {
+            Some(FieldValue::LongString(text)) => Some(Name::from(&**text)),
+            _ => None,
+        };
+        let kind = QueueType::of(&arguments);
+        let overflow = match text("x-overflow").as_deref() {
+            Some(b"reject-publish") => Overflow::RejectPublish,
+            Some(b"reject-publish-dlx") => Overflow::RejectPublishDlx,
+            _ => Overflow::DropHead,
+        };
+        let limit = arguments.get("x-delivery-limit").and_then(integer);
+        let delivery_limit = match (kind, limit) {
+            (QueueType::Quorum, Some(limit)) => u32::try_from(limit).ok(),
+            (QueueType::Quorum, None) if emulate == Emulate::RabbitMq4 => Some(DELIVERY_LIMIT),
+            _ => None,
+        };
+        let max_priority = number("x-max-priority").and_then(|number| u8::try_from(number).ok()).unwrap_or(0);
+        let single_active =
+            arguments.get("x-single-active-consumer").and_then(FieldValue::as_bool).unwrap_or(false);
+        Queue {
+            id,
+            kind,
+            durable: options.durable && !options.exclusive,
+            auto_delete: options.auto_delete,
+            owner,
+            time_to_live: number("x-message-ttl"),
+            expires: number("x-expires"),
+            max_length: number("x-max-length"),
+            max_bytes: number("x-max-length-bytes"),
+            overflow,
+            dead_letters: text("x-dead-letter-exchange")
+                .map(|exchange| DeadLetters { exchange, routing_key: text("x-dead-letter-routing-key") }),
+            delivery_limit,
+            single_active,
+            ready: Ready::new(max_priority),
+            unacked: HashMap::new(),
+            consumers: Consumers::new(single_active),
+            had_consumers: false,
+            used: now,
+            scheduled: None,
+            stream: (kind == QueueType::Stream).then(|| Stream::new(&arguments)),
+            next_sequence: 0,
+            arguments,
+        }
+    }
+
+    /// Messages that wait for a consumer.
+    pub(super) fn messages(&self) -> usize {
+        self.stream.as_ref().map_or(self.ready.len(), Stream::len)
+    }
+
+    pub(super) fn entry(&mut self, message: Arc<Message>, now: Duration) -> Entry {
+        let milliseconds = match (self.time_to_live, message.expiration) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        Entry {
+            sequence: self.next_sequence(),
+            message,
+            expires: milliseconds.map(|time| now.saturating_add(Duration::from_millis(time))),
+            redelivered: false,
+            returns: 0,
+        }
+    }
+
+    /// The place of what comes last.
+    pub(super) fn next_sequence(&mut self) -> u64 {
+        self.next_sequence += 1;
+        self.next_sequence
+    }
+
+    /// Whether there are more messages than there may be.
+    pub(super) fn is_over_limit(&self) -> bool {
+        self.exceeds(self.ready.len() as u64, self.ready.bytes() as u64)
+    }
+
+    /// Whether one more would be too many.
+    pub(super) fn would_overflow(&self, message: &Message) -> bool {
+        self.exceeds(self.ready.len() as u64 + 1, (self.ready.bytes() + message.body.len()) as u64)
+    }
+
+    fn exceeds(&self, length: u64, bytes: u64) -> bool {
+        self.max_length.is_some_and(|max| length > max) || self.max_bytes.is_some_and(|max| bytes > max)
+    }
+
+    /// The message at the head, if its time is over.
+    pub(super) fn pop_expired(&mut self, now: Duration) -> Option<Entry> {
+        let expired = self.ready.head()?.expires.is_some_and(|expires| expires <= now);
+        if expired { self.ready.pop() } else { None }
+    }
+
+    /// When the queue itself expires, unless it is used before.
+    pub(super) fn expires_at(&self) -> Option<Duration> {
+        let expires = self.expires.filter(|_| self.consumers.is_empty())?;
+        Some(self.used.saturating_add(Duration::from_millis(expires)))
+    }
+
+    /// When something is due here.
+    pub(super) fn deadline(&self) -> Option<Duration> {
+        let message = self.ready.head().and_then(|entry| entry.expires);
+        [message, self.expires_at()].into_iter().flatten().min()
+    }
+}

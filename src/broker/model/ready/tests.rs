@@ -1,0 +1,62 @@
+use super::*;
+use crate::broker::model::message::{Memory, Message};
+
+fn entry(sequence: u64, priority: u8) -> Entry {
+    let message = Message {
+        exchange: "".into(),
+        routing_keys: vec!["q".into()],
+        blind_copies: 0,
+        properties: [0, 0].into(),
+        body: [0; 3].into(),
+        expiration: None,
+        priority: Some(priority),
+        persistent: false,
+        deaths: Vec::new(),
+        charge: Memory::default().charge(0),
+    };
+    Entry { sequence, message: message.into(), expires: None, redelivered: false, returns: 0 }
+}
+
+/// Whatever goes out and comes back, in whatever order: the order stays that of priorities and arrival.
+#[test]
+fn the_order_is_that_of_a_sorted_list() {
+    let mut random = fastrand::Rng::with_seed(9);
+    for _ in 0..300 {
+        let highest = random.u8(0..4);
+        let (mut ready, mut out, mut naive) = (Ready::new(highest), Vec::new(), Vec::new());
+        let place = |entry: &Entry| {
+            let priority = entry.message.priority.unwrap().min(highest);
+            (255 - priority, entry.sequence)
+        };
+        for sequence in 0..60 {
+            match random.u8(0..3) {
+                0 => {
+                    let new = entry(sequence, random.u8(0..6));
+                    naive.push(place(&new));
+                    ready.push(new);
+                }
+                1 => {
+                    naive.sort_unstable();
+                    let expected = if naive.is_empty() { None } else { Some(naive.remove(0)) };
+                    let popped = ready.pop();
+                    assert_eq!(popped.as_ref().map(place), expected);
+                    out.extend(popped);
+                }
+                _ => {
+                    let back: Vec<Entry> = (0..random.usize(0..4))
+                        .filter_map(|_| {
+                            let chosen = random.usize(..out.len().max(1));
+                            (chosen < out.len()).then(|| out.swap_remove(chosen))
+                        })
+                        .collect();
+                    naive.extend(back.iter().map(place));
+                    ready.put_back(back);
+                }
+            }
+            assert_eq!((ready.len(), ready.bytes()), (naive.len(), naive.len() * 3));
+            naive.sort_unstable();
+            assert_eq!(ready.iter().map(place).collect::<Vec<_>>(), naive);
+            assert_eq!(ready.head().map(place), naive.first().copied());
+        }
+    }
+}

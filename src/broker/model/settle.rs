@@ -1,0 +1,217 @@
+//! Acks, rejections and requeues; recover; transactions.
+
+use std::collections::BTreeMap;
+
+use super::{
+    ChannelId, Name, Refusal,
+    arguments::QueueType,
+    channel::{Mode, Settlement, Transaction, Unacked},
+    dead_letter::Reason,
+    ready::Entry,
+    vhost::Vhost,
+};
+
+type Result<T> = std::result::Result<T, Refusal>;
+
+/// Deliveries of one queue, by their places there.
+type ByQueue = BTreeMap<(Name, u64), Vec<u64>>;
+
+/// Settling deliveries.
+impl Vhost {
+    pub(crate) fn ack(&mut self, channel: ChannelId, delivery_tag: u64, multiple: bool) -> Result<()> {
+        self.settle(channel, delivery_tag, multiple, Settlement::Ack)
+    }
+
+    /// `basic.nack`, and `basic.reject` with `multiple` false.
+    pub(crate) fn nack(
+        &mut self,
+        channel: ChannelId,
+        delivery_tag: u64,
+        multiple: bool,
+        requeue: bool,
+    ) -> Result<()> {
+        let settlement = if requeue { Settlement::Requeue } else { Settlement::Discard };
+        self.settle(channel, delivery_tag, multiple, settlement)
+    }
+
+    fn settle(&mut self, channel: ChannelId, tag: u64, multiple: bool, settlement: Settlement) -> Result<()> {
+        let opened = self.channel(channel)?;
+        let taken = opened.take_unacked(tag, multiple)?;
+        if let Mode::Transaction(transaction) = &mut opened.mode {
+            transaction.settlements.push((settlement, taken));
+            return Ok(());
+        }
+        self.settle_all(channel, settlement, taken);
+        self.send_letters();
+        Ok(())
+    }
+
+    /// `basic.recover` and `basic.recover-async`: everything unacked of the channel is requeued.
+    pub(crate) fn recover(&mut self, channel: ChannelId, requeue: bool) -> Result<()> {
+        if !requeue {
+            return Err(Refusal::not_implemented("requeue=false"));
+        }
+        let taken: Vec<_> = std::mem::take(&mut self.channel(channel)?.unacked).into_iter().collect();
+        self.settle_all(channel, Settlement::Requeue, taken);
+        self.send_letters();
+        Ok(())
+    }
+
+    fn settle_all(&mut self, channel: ChannelId, settlement: Settlement, taken: Vec<(u64, Unacked)>) {
+        let mut resumed = self.release(channel, &taken);
+        for ((name, id), places) in by_queue(&taken) {
+            let Some(queue) = self.queues.get_mut(&name).filter(|queue| queue.id == id) else { continue };
+            let entries: Vec<Entry> =
+                places.iter().filter_map(|sequence| queue.unacked.remove(sequence)).collect();
+            match settlement {
+                Settlement::Ack => {}
+                Settlement::Discard => {
+                    entries.iter().for_each(|entry| self.give_up(&name, entry, Reason::Rejected));
+                }
+                Settlement::Requeue => self.requeue(&name, entries, true),
+            }
+            // Who was waiting for room gets in line before what came back is handed out.
+            if resumed.remove(&name).is_some() {
+                self.resume_in(&name, channel);
+            }
+            if settlement == Settlement::Requeue {
+                self.settle_down_requeued(&name);
+            }
+        }
+        resumed.keys().for_each(|name| self.resume_in(name, channel));
+    }
+
+    /// Deliveries of a channel that is gone.
+    pub(super) fn give_back(&mut self, unacked: Vec<(u64, Unacked)>) {
+        for ((name, id), places) in by_queue(&unacked) {
+            let Some(queue) = self.queues.get_mut(&name).filter(|queue| queue.id == id) else { continue };
+            let entries = places.iter().filter_map(|sequence| queue.unacked.remove(sequence)).collect();
+            self.requeue(&name, entries, false);
+            self.settle_down_requeued(&name);
+        }
+    }
+
+    /// Puts messages back. A quorum queue counts how often they came, and gives up in the end.
+    fn requeue(&mut self, name: &Name, entries: Vec<Entry>, asked_for: bool) {
+        let Some(queue) = self.queues.get_mut(name) else { return };
+        let came_back = entries.into_iter().map(|mut entry| {
+            entry.redelivered = true;
+            entry.returns = entry.returns.saturating_add(1);
+            entry
+        });
+        if queue.kind != QueueType::Quorum {
+            queue.ready.put_back(came_back.collect());
+            return;
+        }
+        let mut given_up = Vec::new();
+        for mut entry in came_back {
+            match queue.delivery_limit {
+                Some(limit) if entry.returns > limit => given_up.push(entry),
+                // Without a limit a message that nobody wants must not be in the way of the others.
+                None if asked_for => {
+                    entry.sequence = queue.next_sequence();
+                    queue.ready.push(entry);
+                }
+                _ => queue.ready.put_first(entry),
+            }
+        }
+        given_up.iter().for_each(|entry| self.give_up(name, entry, Reason::DeliveryLimit));
+    }
+
+    /// In RabbitMQ's order: what is too many or too old goes before anybody gets it.
+    fn settle_down_requeued(&mut self, name: &Name) {
+        self.drop_surplus(name);
+        self.expire_messages(name);
+        self.run(name);
+    }
+
+    /// Deliveries do not count against limits any more. Gives the queues where a consumer that was full is
+    /// not any more.
+    fn release(&mut self, channel: ChannelId, taken: &[(u64, Unacked)]) -> BTreeMap<Name, ()> {
+        let mut resumed = BTreeMap::new();
+        let Some(opened) = self.channels.get_mut(&channel) else { return resumed };
+        let was_limited = opened.is_limited();
+        for (_, unacked) in taken {
+            let Some(tag) = &unacked.consumer else { continue };
+            opened.volume = opened.volume.saturating_sub(1);
+            let Some(consumer) = opened.consumers.get_mut(tag) else { continue };
+            // A later consumer may have the same tag.
+            if consumer.queue_id != unacked.queue_id {
+                continue;
+            }
+            if consumer.is_full() {
+                resumed.insert(consumer.queue.clone(), ());
+            }
+            consumer.outstanding = consumer.outstanding.saturating_sub(1);
+        }
+        if was_limited && !opened.is_limited() {
+            resumed.extend(opened.consumers.values().map(|consumer| (consumer.queue.clone(), ())));
+        }
+        resumed
+    }
+}
+
+/// Confirms and transactions.
+impl Vhost {
+    pub(crate) fn select_confirms(&mut self, channel: ChannelId) -> Result<()> {
+        let mode = &mut self.channel(channel)?.mode;
+        match mode {
+            Mode::Transaction(_) => Err(Refusal::precondition("cannot switch from tx to confirm mode")),
+            Mode::Confirm(_) => Ok(()),
+            Mode::Plain => {
+                *mode = Mode::Confirm(0);
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn select_transactions(&mut self, channel: ChannelId) -> Result<()> {
+        let mode = &mut self.channel(channel)?.mode;
+        match mode {
+            Mode::Confirm(_) => Err(Refusal::precondition("cannot switch from confirm to tx mode")),
+            Mode::Transaction(_) => Ok(()),
+            Mode::Plain => {
+                *mode = Mode::Transaction(Transaction::default());
+                Ok(())
+            }
+        }
+    }
+
+    /// Effects of a commit are to be sent before its answer.
+    pub(crate) fn commit(&mut self, channel: ChannelId) -> Result<()> {
+        let Transaction { publishes, settlements } = self.transaction(channel)?;
+        let mut accepted = true;
+        for publish in publishes {
+            accepted &= self.deliver(channel, &publish.message, publish.mandatory, &publish.queues);
+        }
+        for (settlement, taken) in settlements {
+            self.settle_all(channel, settlement, taken);
+        }
+        self.send_letters();
+        if accepted { Ok(()) } else { Err(Refusal::precondition("partial tx completion")) }
+    }
+
+    /// What was settled since the last commit is unacked again; nothing is requeued.
+    pub(crate) fn rollback(&mut self, channel: ChannelId) -> Result<()> {
+        let transaction = self.transaction(channel)?;
+        let settled = transaction.settlements.into_iter().flat_map(|(_, taken)| taken);
+        self.channel(channel)?.unacked.extend(settled);
+        Ok(())
+    }
+
+    fn transaction(&mut self, channel: ChannelId) -> Result<Transaction> {
+        match &mut self.channel(channel)?.mode {
+            Mode::Transaction(transaction) => Ok(std::mem::take(transaction)),
+            _ => Err(Refusal::precondition("channel is not transactional")),
+        }
+    }
+}
+
+fn by_queue(unacked: &[(u64, Unacked)]) -> ByQueue {
+    let mut queues = ByQueue::new();
+    for (_, delivery) in unacked {
+        let queue = (delivery.queue.clone(), delivery.queue_id);
+        queues.entry(queue).or_default().push(delivery.sequence);
+    }
+    queues
+}

@@ -1,0 +1,175 @@
+use super::fixture::*;
+use crate::{broker::model::*, protocol::value::FieldTable};
+
+#[test]
+fn consumers_take_turns() {
+    let mut client = client();
+    let channel = client.channel;
+    client.queue("q", FieldTable::new());
+    client.consume(channel, "q", "one");
+    client.consume(channel, "q", "two");
+    for body in ["a", "b", "c"] {
+        client.send("q", body);
+    }
+    assert_eq!(client.handed_out(), ["one:a", "two:b", "one:c"]);
+}
+
+#[test]
+fn higher_priorities_go_first_until_they_are_full() {
+    let mut client = client();
+    let channel = client.channel;
+    client.queue("q", FieldTable::new());
+    client.consume(channel, "q", "low");
+    client.vhost.qos(channel, 0, 1, false).unwrap();
+    client.consume_with(channel, "q", "high", table([("x-priority", 5.into())]));
+    for body in ["a", "b", "c"] {
+        client.send("q", body);
+    }
+    assert_eq!(client.handed_out(), ["high:a", "low:b", "low:c"]);
+    client.vhost.ack(channel, 1, false).unwrap();
+    client.send("q", "d");
+    assert_eq!(client.handed_out(), ["high:d"]);
+}
+
+#[test]
+fn prefetch_limits_each_consumer_and_the_channel() {
+    let mut client = client();
+    let channel = client.channel;
+    client.queue("q", FieldTable::new());
+    for body in ["a", "b", "c", "d", "e", "f"] {
+        client.send("q", body);
+    }
+    client.vhost.qos(channel, 0, 2, false).unwrap();
+    client.consume(channel, "q", "one");
+    assert_eq!(client.handed_out(), ["one:a", "one:b"]);
+    client.vhost.ack(channel, 1, false).unwrap();
+    assert_eq!(client.handed_out(), ["one:c"]);
+    let other = client.open(1, 2);
+    client.vhost.qos(other, 0, 1, true).unwrap();
+    client.consume(other, "q", "two");
+    client.consume(other, "q", "three");
+    assert_eq!(client.handed_out(), ["two:d"]);
+    client.vhost.ack(other, 1, false).unwrap();
+    assert_eq!(client.deliveries().len(), 1);
+    client.vhost.qos(other, 0, 0, true).unwrap();
+    assert_eq!(client.deliveries().len(), 1, "the limit is gone");
+}
+
+#[test]
+fn what_comes_back_takes_its_old_place() {
+    let mut client = client();
+    let channel = client.channel;
+    client.queue("q", FieldTable::new());
+    for body in ["a", "b", "c", "d"] {
+        client.send("q", body);
+    }
+    client.vhost.qos(channel, 0, 3, false).unwrap();
+    client.consume(channel, "q", "one");
+    client.vhost.cancel(channel, b"one").unwrap();
+    client.vhost.take_effects();
+    client.vhost.nack(channel, 3, false, true).unwrap();
+    client.vhost.nack(channel, 1, false, true).unwrap();
+    assert_eq!(client.bodies("q"), ["a", "c", "d"]);
+    client.vhost.close_channel(channel);
+    assert_eq!(client.bodies("q"), ["a", "b", "c", "d"]);
+    let flags: Vec<_> = client.vhost.peek(b"q", 9).into_iter().map(|(redelivered, _)| redelivered).collect();
+    assert_eq!(flags, [true, true, true, false]);
+}
+
+#[test]
+fn recover_delivers_again() {
+    let mut client = client();
+    let channel = client.channel;
+    client.queue("q", FieldTable::new());
+    client.consume(channel, "q", "c");
+    client.send("q", "a");
+    client.send("q", "b");
+    client.vhost.take_effects();
+    client.vhost.recover(channel, true).unwrap();
+    let again = [("c".into(), 3, true, "a".into()), ("c".into(), 4, true, "b".into())];
+    assert_eq!(client.deliveries(), again);
+    assert_eq!(text(client.vhost.recover(channel, false)), "NOT_IMPLEMENTED - requeue=false");
+}
+
+#[test]
+fn tags_are_settled_once_and_multiple_means_up_to() {
+    let mut client = client();
+    let channel = client.channel;
+    client.queue("q", FieldTable::new());
+    client.consume(channel, "q", "c");
+    for body in ["a", "b", "c", "d"] {
+        client.send("q", body);
+    }
+    let unacked = |client: &Client| client.vhost.list_queues().first().map(|queue| queue.unacked);
+    client.vhost.ack(channel, 2, true).unwrap();
+    assert_eq!(unacked(&client), Some(2));
+    let unknown = |tag| format!("PRECONDITION_FAILED - unknown delivery tag {tag}");
+    assert_eq!(text(client.vhost.ack(channel, 2, true)), unknown(2));
+    assert_eq!(text(client.vhost.nack(channel, 9, false, true)), unknown(9));
+    assert_eq!(text(client.vhost.ack(channel, 0, false)), unknown(0));
+    client.vhost.ack(channel, 0, true).unwrap();
+    assert_eq!(unacked(&client), Some(0));
+}
+
+#[test]
+fn an_exclusive_consumer_is_alone() {
+    let mut client = client();
+    let channel = client.channel;
+    client.queue("q", FieldTable::new());
+    let exclusive = || ConsumeOptions { queue: b"q", tag: b"x", exclusive: true, ..Default::default() };
+    client.consume(channel, "q", "first");
+    let in_use = "ACCESS_REFUSED - queue 'q' in vhost '/' in exclusive use";
+    assert_eq!(text(client.vhost.consume(channel, exclusive())), in_use);
+    client.vhost.cancel(channel, b"first").unwrap();
+    client.vhost.consume(channel, exclusive()).unwrap();
+    let other = ConsumeOptions { queue: b"q", tag: b"y", ..Default::default() };
+    assert_eq!(text(client.vhost.consume(channel, other.clone())), in_use);
+    assert_eq!(
+        text(client.vhost.consume(channel, ConsumeOptions { tag: b"x", ..other })),
+        "NOT_ALLOWED - attempt to reuse consumer tag 'x'"
+    );
+}
+
+#[test]
+fn a_single_active_consumer_has_a_successor() {
+    let mut client = client();
+    let channel = client.channel;
+    client.queue("q", table([("x-single-active-consumer", true.into())]));
+    client.consume(channel, "q", "one");
+    client.consume(channel, "q", "two");
+    client.send("q", "a");
+    client.send("q", "b");
+    assert_eq!(client.handed_out(), ["one:a", "one:b"]);
+    client.vhost.cancel(channel, b"one").unwrap();
+    client.send("q", "c");
+    assert_eq!(client.handed_out(), ["two:c"]);
+    let active: Vec<_> = client.vhost.list_consumers().into_iter().map(|consumer| consumer.active).collect();
+    assert_eq!(active, [true]);
+}
+
+#[test]
+fn a_session_that_cannot_be_written_to_gets_nothing_until_it_can() {
+    let mut client = client();
+    let channel = client.channel;
+    client.queue("q", FieldTable::new());
+    client.consume(channel, "q", "c");
+    client.vhost.set_writable(SessionId(1), false);
+    client.send("q", "a");
+    assert!(client.deliveries().is_empty());
+    client.vhost.set_writable(SessionId(1), true);
+    assert_eq!(client.handed_out(), ["c:a"]);
+}
+
+#[test]
+fn get_counts_what_is_left() {
+    let mut client = client();
+    client.queue("q", FieldTable::new());
+    client.send("q", "a");
+    client.send("q", "b");
+    let got = client.vhost.get(client.channel, b"q", false).unwrap().unwrap();
+    assert_eq!((got.delivery_tag, got.redelivered, got.messages), (1, false, 1));
+    client.vhost.nack(client.channel, 1, false, true).unwrap();
+    let again = client.get("q").unwrap();
+    assert_eq!((again.delivery_tag, again.redelivered, again.messages), (2, true, 1));
+    assert!(client.get("q").is_some() && client.get("q").is_none());
+}
