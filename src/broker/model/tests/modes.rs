@@ -3,8 +3,11 @@ use std::time::Duration;
 use super::fixture::*;
 use crate::{
     broker::model::*,
-    error::ReplyCode,
-    protocol::{properties::BasicProperties, value::FieldTable},
+    error::{ReplyCode, Scope},
+    protocol::{
+        properties::BasicProperties,
+        value::{FieldTable, FieldValue},
+    },
 };
 
 fn mandatory<'a>(key: &'a [u8], body: &[u8]) -> Publish<'a> {
@@ -39,10 +42,7 @@ fn a_return_precedes_its_confirm() {
     );
     let immediate = Publish { immediate: true, ..mandatory(b"q", b"") };
     let refusal = client.vhost.publish(channel, immediate).unwrap_err();
-    assert_eq!(
-        (&*refusal.text, refusal.scope),
-        ("NOT_IMPLEMENTED - immediate=true", crate::Scope::Connection)
-    );
+    assert_eq!((&*refusal.text, refusal.scope), ("NOT_IMPLEMENTED - immediate=true", Scope::Connection));
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn a_stream_is_read_and_not_consumed() {
     for body in ["a", "b", "c"] {
         client.send("s", body);
     }
-    let from = |tag: &'static str, offset: crate::FieldValue| ConsumeOptions {
+    let from = |tag: &'static str, offset: FieldValue| ConsumeOptions {
         queue: b"s",
         tag: tag.as_bytes(),
         arguments: table([("x-stream-offset", offset)]),
