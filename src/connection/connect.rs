@@ -81,6 +81,12 @@ pub(super) fn connect_stream(stream: Stream, config: &Config) -> Result<Connecte
     begin(Relay::start(stream)?, host, security.as_ref(), config)
 }
 
+/// Connects over a transport within the process.
+#[cfg(feature = "broker")]
+pub(super) fn connect_transport(transport: impl Transport + 'static, config: &Config) -> Result<Connected> {
+    begin(transport, "", None, config)
+}
+
 /// Shakes hands, for TLS if that is wanted and then for AMQP, with one deadline.
 fn begin(
     transport: impl Transport + 'static,

@@ -124,6 +124,15 @@ impl Connection {
         Connection::establish(config, |config| connect::connect_stream(stream, config))
     }
 
+    /// Like [`open`](Connection::open), over a transport that is connected already.
+    #[cfg(feature = "broker")]
+    pub(crate) fn open_transport(
+        transport: impl crate::transport::Transport + 'static,
+        config: Config,
+    ) -> Result<Connection> {
+        Connection::establish(config, move |config| connect::connect_transport(transport, config))
+    }
+
     /// Name resolution and handshakes are deep, and block their thread.
     fn establish(
         config: Config,

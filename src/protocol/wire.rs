@@ -189,6 +189,12 @@ impl<'a> ShortStr<'a> {
         ShortStr(text.as_bytes().get(..end).unwrap_or_default())
     }
 
+    /// A name that came as a short string, and goes as one again.
+    #[cfg(feature = "broker")]
+    pub(crate) fn from_bytes(bytes: &'a [u8]) -> ShortStr<'a> {
+        ShortStr(bytes.get(..255).unwrap_or(bytes))
+    }
+
     pub(crate) fn bytes(self) -> &'a [u8] {
         self.0
     }

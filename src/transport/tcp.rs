@@ -48,6 +48,17 @@ impl Tcp {
     }
 }
 
+impl Tcp {
+    /// A connection that was accepted.
+    #[cfg(feature = "broker")]
+    pub(crate) fn accepted(stream: TcpStream) -> io::Result<Tcp> {
+        stream.set_nonblocking(false)?;
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(WRITE_QUANTUM))?;
+        Ok(Tcp(stream))
+    }
+}
+
 /// The flags of a send that does not wait. Where the system has no such flag, it waits a quantum.
 fn send_flags(patience: Patience) -> i32 {
     #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]

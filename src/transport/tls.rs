@@ -170,6 +170,33 @@ impl<T: Transport> Tls<T> {
         deadline: Instant,
         limit: Duration,
     ) -> Result<Tls<T>> {
+        let begin = |memory| connector.connect(name, memory);
+        Tls::shake_hands(inner, begin, name, certificate, deadline, limit)
+    }
+
+    /// Shakes hands over `inner` as the one who was connected to.
+    ///
+    /// # Errors
+    /// As [`establish`](Tls::establish).
+    #[cfg(feature = "broker")]
+    pub(crate) fn accept(
+        inner: T,
+        acceptor: &native_tls::TlsAcceptor,
+        deadline: Instant,
+        limit: Duration,
+    ) -> Result<Tls<T>> {
+        let begin = |memory| acceptor.accept(memory);
+        Tls::shake_hands(inner, begin, "", ClientCertificate::Unknown, deadline, limit)
+    }
+
+    fn shake_hands(
+        inner: T,
+        begin: impl FnOnce(Memory) -> Step,
+        name: &str,
+        certificate: ClientCertificate,
+        deadline: Instant,
+        limit: Duration,
+    ) -> Result<Tls<T>> {
         let memory = Memory::default();
         let handshake = Handshake {
             inner: &inner,
@@ -183,7 +210,7 @@ impl<T: Transport> Tls<T> {
             heard: false,
             lost: None,
         };
-        let session = handshake.run(connector.connect(name, memory.clone()), name)?;
+        let session = handshake.run(begin(memory.clone()), name)?;
         Ok(Tls {
             inner,
             memory,

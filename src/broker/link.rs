@@ -1,0 +1,285 @@
+//! What is on its way to one client: a buffer, whose turn it is to write it, and how far it may grow.
+//!
+//! Whoever has put something in writes it as far as the transport takes it without waiting ([`Link::flush`]). What is
+//! left is the link's writer thread's, which waits for the client. So a client that reads costs no thread
+//! switch, and one that does not read holds up nobody.
+//!
+//! Appending happens under the hub's lock, writing never does. The lock of a link is taken after the hub's.
+
+use std::{
+    io::IoSlice,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use crate::{
+    sync::lock,
+    transport::{Patience, Transport, is_timeout},
+};
+
+/// Above this, nothing more is delivered on the connection and nothing more is read from it, until the client has
+/// taken half. One message more may stand in it: a large one has to go out some time.
+pub(super) const FULL: usize = 512 * 1024;
+
+/// One connection's way out.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) transport: Arc<dyn Transport>,
+    state: Mutex<Outgoing>,
+    changed: Condvar,
+    /// More than [`FULL`] was in the buffer, and the client has not taken half of it yet.
+    full: AtomicBool,
+    /// Bytes sent so far, for the lists of connections.
+    sent: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Outgoing {
+    pending: Vec<u8>,
+    /// What is being written, and how much of it has been.
+    sending: Vec<u8>,
+    written: usize,
+    /// Somebody is writing.
+    busy: bool,
+    /// The transport took no more: the writer thread's turn.
+    stalled: bool,
+    /// A test has stopped writing.
+    held: bool,
+    /// The writer thread is to look at its clock again.
+    woken: bool,
+    end: End,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Open,
+    /// What is in the buffer is the last.
+    Finishing,
+    Closed,
+}
+
+/// What the writer thread is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Something waits for the client.
+    Write,
+    /// The time was over.
+    Look,
+    /// The link is closed.
+    End,
+}
+
+impl Link {
+    pub(super) fn new(transport: Arc<dyn Transport>) -> Link {
+        Link {
+            transport,
+            state: Mutex::new(Outgoing {
+                pending: Vec::new(),
+                sending: Vec::new(),
+                written: 0,
+                busy: false,
+                stalled: false,
+                held: false,
+                woken: false,
+                end: End::Open,
+            }),
+            changed: Condvar::new(),
+            full: AtomicBool::new(false),
+            sent: AtomicU64::new(0),
+        }
+    }
+
+    /// Adds frames. What is added to a link that has ended is dropped.
+    pub(super) fn append(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut state = lock(&self.state);
+        if state.end == End::Open {
+            write(&mut state.pending);
+            if state.waiting() > FULL {
+                self.full.store(true, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// Nothing more is to be delivered on this connection for now.
+    pub(super) fn is_full(&self) -> bool {
+        self.full.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn bytes_sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Writes what the transport takes without waiting. True when the link was full and is no longer.
+    pub(super) fn flush(&self) -> bool {
+        let state = lock(&self.state);
+        if state.stalled || state.held {
+            return false;
+        }
+        self.write(state, Patience::None)
+    }
+
+    /// Writes for the writer thread, which may wait for the client for a moment. True as for [`flush`](Link::flush).
+    pub(super) fn push(&self) -> bool {
+        self.write(lock(&self.state), Patience::Quantum)
+    }
+
+    fn write<'s>(&'s self, mut state: MutexGuard<'s, Outgoing>, patience: Patience) -> bool {
+        if state.busy || state.end == End::Closed {
+            return false;
+        }
+        state.busy = true;
+        loop {
+            if state.written == state.sending.len() {
+                state.sending.clear();
+                state.written = 0;
+                let Outgoing { pending, sending, .. } = &mut *state;
+                std::mem::swap(pending, sending);
+            }
+            if state.sending.is_empty() && self.transport.backlog() == 0 || state.held {
+                state.stalled = false;
+                break;
+            }
+            let bytes = std::mem::take(&mut state.sending);
+            let written = state.written;
+            drop(state);
+            let rest = bytes.get(written..).unwrap_or_default();
+            let result = self.transport.write(&[IoSlice::new(rest)], patience);
+            state = lock(&self.state);
+            state.sending = bytes;
+            match result {
+                Ok(more) => {
+                    state.written += more;
+                    self.sent.fetch_add(more as u64, Ordering::Relaxed);
+                    if patience == Patience::Quantum && self.drained(&state) {
+                        // Let the hub know early; the rest follows.
+                        state.stalled = true;
+                        break;
+                    }
+                }
+                Err(error) if is_timeout(&error) || error.kind() == std::io::ErrorKind::Interrupted => {
+                    state.stalled = true;
+                    break;
+                }
+                Err(_) => {
+                    self.end(&mut state);
+                    break;
+                }
+            }
+        }
+        state.busy = false;
+        if state.end == End::Finishing && state.waiting() == 0 {
+            self.end(&mut state);
+        }
+        let resumed = self.drained(&state) && self.full.swap(false, Ordering::SeqCst);
+        if state.sending.is_empty() && state.pending.is_empty() {
+            state.give_back();
+        }
+        drop(state);
+        self.changed.notify_all();
+        resumed
+    }
+
+    fn drained(&self, state: &Outgoing) -> bool {
+        self.is_full() && state.waiting() <= FULL / 2
+    }
+
+    fn end(&self, state: &mut Outgoing) {
+        state.end = End::Closed;
+        state.pending = Vec::new();
+        state.sending = Vec::new();
+        state.written = 0;
+        self.full.store(false, Ordering::SeqCst);
+        self.transport.shutdown();
+    }
+
+    /// Waits until there is something for the writer thread to do, at most until `deadline`.
+    pub(super) fn wait_turn(&self, deadline: Option<Instant>) -> Turn {
+        let mut state = lock(&self.state);
+        loop {
+            if state.end == End::Closed {
+                return Turn::End;
+            }
+            if state.stalled && !state.busy && !state.held {
+                return Turn::Write;
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if std::mem::take(&mut state.woken) || left.is_some_and(|left| left.is_zero()) {
+                return Turn::Look;
+            }
+            state = wait(&self.changed, state, left);
+        }
+    }
+
+    /// Waits until the client has taken enough for more to be read from it; true when the link is still open.
+    pub(super) fn wait_for_room(&self) -> bool {
+        let mut state = lock(&self.state);
+        while state.end != End::Closed && self.is_full() {
+            state = wait(&self.changed, state, None);
+        }
+        state.end != End::Closed
+    }
+
+    /// Has the writer thread look at its clock again.
+    pub(super) fn wake(&self) {
+        lock(&self.state).woken = true;
+        self.changed.notify_all();
+    }
+
+    /// What is in the buffer is the last that goes out; then the transport is shut down.
+    pub(super) fn finish(&self) {
+        let mut state = lock(&self.state);
+        match state.end {
+            End::Open if state.waiting() == 0 && !state.busy => self.end(&mut state),
+            End::Open => state.end = End::Finishing,
+            End::Finishing | End::Closed => {}
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Shuts the transport down at once; what was not written is lost.
+    pub(super) fn cut(&self) {
+        self.end(&mut lock(&self.state));
+        self.changed.notify_all();
+    }
+
+    /// Holds back what is to be written, or lets it go on.
+    pub(super) fn hold(&self, held: bool) {
+        let mut state = lock(&self.state);
+        state.held = held;
+        if !held && state.waiting() > 0 {
+            state.stalled = true;
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+}
+
+impl Outgoing {
+    fn waiting(&self) -> usize {
+        self.pending.len() + self.sending.len() - self.written
+    }
+
+    /// An idle connection keeps little memory.
+    fn give_back(&mut self) {
+        const KEPT: usize = 16 * 1024;
+        for buffer in [&mut self.pending, &mut self.sending] {
+            if buffer.capacity() > KEPT {
+                buffer.shrink_to(KEPT);
+            }
+        }
+    }
+}
+
+fn wait<'a, T>(condition: &Condvar, guard: MutexGuard<'a, T>, limit: Option<Duration>) -> MutexGuard<'a, T> {
+    match limit {
+        None => condition.wait(guard).unwrap_or_else(std::sync::PoisonError::into_inner),
+        Some(limit) => match condition.wait_timeout(guard, limit) {
+            Ok((guard, _)) => guard,
+            Err(poisoned) => poisoned.into_inner().0,
+        },
+    }
+}

@@ -1,0 +1,193 @@
+//! A session as everybody else sees it: who it is, its link, and whether it may be read from.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use super::{link::Link, model::SessionId, served::Served};
+use crate::{
+    protocol::{
+        frame,
+        spec::{ConnectionBlocked, ConnectionUnblocked},
+        value::{FieldTable, FieldValue},
+        wire::ShortStr,
+    },
+    sync::lock,
+    transport::Transport,
+};
+
+/// The reason that RabbitMQ gives.
+const LOW_ON_MEMORY: &str = "low on memory";
+
+/// What a session's threads share with the rest of the broker.
+#[derive(Debug)]
+pub(super) struct Presence {
+    pub(super) id: SessionId,
+    pub(super) link: Link,
+    /// The other end of the socket; `None` for a connection within the process.
+    pub(super) peer: Option<SocketAddr>,
+    pub(super) details: Mutex<Details>,
+    max_frame: AtomicUsize,
+    takes_cancels: AtomicBool,
+    gate: Mutex<Gate>,
+    changed: Condvar,
+    pub(super) received: AtomicU64,
+    /// The clock was moved: silence so far does not count.
+    pub(super) forgive: AtomicBool,
+}
+
+/// What the handshake has told.
+#[derive(Debug, Default)]
+pub(super) struct Details {
+    pub(super) user: String,
+    /// Set once the virtual host is open.
+    pub(super) served: Option<Arc<Served>>,
+    pub(super) client_properties: FieldTable,
+    pub(super) channel_max: u16,
+    pub(super) heartbeat: u16,
+}
+
+/// Whether the session is read from.
+#[derive(Debug, Default)]
+struct Gate {
+    /// A test has stopped reading.
+    held: bool,
+    /// It has published, so an alarm concerns it.
+    publishes: bool,
+    /// The client understands `connection.blocked`.
+    takes_blocked: bool,
+    alarm: bool,
+    /// `connection.blocked` was sent.
+    told: bool,
+    /// The connection is open: it may be told.
+    open: bool,
+    ended: bool,
+}
+
+impl Gate {
+    fn is_shut(&self) -> bool {
+        !self.ended && (self.held || (self.alarm && self.publishes))
+    }
+}
+
+impl Presence {
+    pub(super) fn new(id: SessionId, transport: Arc<dyn Transport>, peer: Option<SocketAddr>) -> Presence {
+        Presence {
+            id,
+            link: Link::new(transport),
+            peer,
+            details: Mutex::default(),
+            max_frame: AtomicUsize::new(frame::MIN_FRAME_MAX as usize),
+            takes_cancels: AtomicBool::new(false),
+            gate: Mutex::default(),
+            changed: Condvar::new(),
+            received: AtomicU64::new(0),
+            forgive: AtomicBool::new(false),
+        }
+    }
+
+    /// The largest frame that is sent to the client.
+    pub(super) fn max_frame(&self) -> usize {
+        self.max_frame.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_max_frame(&self, size: usize) {
+        self.max_frame.store(size, Ordering::Relaxed);
+    }
+
+    /// The client wants to know when the broker cancels a consumer.
+    pub(super) fn takes_cancels(&self) -> bool {
+        self.takes_cancels.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_capabilities(&self, client_properties: &FieldTable) {
+        let capabilities = client_properties.get("capabilities").and_then(|value| value.as_table());
+        let has = |name: &str| {
+            capabilities.and_then(|table| table.get(name)).and_then(FieldValue::as_bool) == Some(true)
+        };
+        self.takes_cancels.store(has("consumer_cancel_notify"), Ordering::Relaxed);
+        lock(&self.gate).takes_blocked = has("connection.blocked");
+    }
+
+    /// The handshake is over.
+    pub(super) fn opened(&self, alarm: bool) {
+        let mut gate = lock(&self.gate);
+        gate.open = true;
+        gate.alarm = alarm;
+    }
+
+    /// The client publishes. During an alarm this is what blocks the connection.
+    pub(super) fn publishes(&self) {
+        self.change(|gate| gate.publishes = true);
+    }
+
+    pub(super) fn set_alarm(&self, alarm: bool) {
+        self.change(|gate| gate.alarm = alarm);
+    }
+
+    /// Stops reading from the client, or goes on.
+    pub(super) fn hold_reading(&self, held: bool) {
+        self.change(|gate| gate.held = held);
+    }
+
+    /// Nothing is read from the client at the moment, so its silence says nothing.
+    pub(super) fn is_shut(&self) -> bool {
+        lock(&self.gate).is_shut()
+    }
+
+    /// An alarm has stopped the client.
+    pub(super) fn is_blocked(&self) -> bool {
+        let gate = lock(&self.gate);
+        gate.alarm && gate.publishes
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Gate)) {
+        let mut gate = lock(&self.gate);
+        change(&mut gate);
+        let blocked = gate.alarm && gate.publishes && gate.open && gate.takes_blocked;
+        let news = blocked != gate.told;
+        gate.told = blocked;
+        if news {
+            // Under the gate's lock, so that the two cannot overtake each other.
+            self.link.append(|out| {
+                let _ = match blocked {
+                    true => {
+                        let reason = ShortStr::truncated(LOW_ON_MEMORY);
+                        frame::write_method(out, 0, usize::MAX, &ConnectionBlocked { reason })
+                    }
+                    false => frame::write_method(out, 0, usize::MAX, &ConnectionUnblocked {}),
+                };
+            });
+        }
+        drop(gate);
+        self.changed.notify_all();
+        if news {
+            // What the client took meanwhile is noticed when the next turn ends.
+            self.link.flush();
+        }
+    }
+
+    /// Waits until the session may be read from; false when it has ended.
+    pub(super) fn wait_for_reading(&self) -> bool {
+        let mut gate = lock(&self.gate);
+        while gate.is_shut() {
+            gate = self.changed.wait(gate).unwrap_or_else(PoisonError::into_inner);
+        }
+        !gate.ended
+    }
+
+    /// Ends the session now: its threads return.
+    pub(super) fn cut(&self) {
+        self.link.cut();
+        self.change(|gate| gate.ended = true);
+    }
+
+    /// The virtual host, once it is open.
+    pub(super) fn served(&self) -> Option<Arc<Served>> {
+        lock(&self.details).served.clone()
+    }
+}

@@ -1,0 +1,305 @@
+//! A connection, seen from the broker: two threads, which read what the client sends and write what it does not
+//! take at once.
+//!
+//! The thread that reads also decides: it takes the virtual host's lock for all the frames of one read, and what
+//! comes of them is in the links of those concerned when it gives the lock up.
+
+mod channel;
+mod content;
+mod frames;
+mod handshake;
+mod heartbeat;
+mod methods;
+mod permissions;
+mod topology;
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use super::{
+    failure::Failure,
+    hub::{Hub, spawn},
+    model::ChannelId,
+    presence::Presence,
+    served::{Served, Turn},
+};
+use crate::{
+    protocol::{
+        frame::{self, MIN_FRAME_MAX},
+        spec::{ConnectionClose, ConnectionCloseOk, MethodBody},
+        wire::ShortStr,
+    },
+    transport::is_timeout,
+};
+use content::Assemblies;
+use frames::{Incoming, RawFrame};
+use handshake::Handshake;
+use permissions::Access;
+
+/// What is read at once. It becomes more only for a frame that does not fit.
+const READ_BUFFER: usize = 64 * 1024;
+
+/// Frames before tune may be larger than the protocol says, because clients have long lists of properties; RabbitMQ
+/// takes these as well.
+const UNTUNED_FRAME_MAX: usize = 128 * 1024;
+
+/// How long the client may take to answer `connection.close`, and to hang up after its own was answered.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// How far the connection is.
+#[derive(Debug)]
+enum Phase {
+    /// The protocol header and all that follows until `connection.open`.
+    Handshake(Handshake),
+    Running(Running),
+    /// `connection.close` was sent or answered: nothing counts any more but close and close-ok.
+    Closing,
+    /// Nothing is to be read any more.
+    Ended,
+}
+
+/// An open connection.
+#[derive(Debug)]
+struct Running {
+    served: Arc<Served>,
+    access: Access,
+    assemblies: Assemblies,
+    channel_max: u16,
+    /// Something was published: alarms concern the connection.
+    publishes: bool,
+}
+
+/// The session's thread that reads.
+struct Session<'a> {
+    hub: &'a Hub,
+    presence: &'a Arc<Presence>,
+    phase: Phase,
+    /// The largest payload that is accepted.
+    max_payload: usize,
+    /// After this the session ends, whatever it is doing; `None` while it is open.
+    deadline: Option<Instant>,
+    /// A stream of frames that was out of step cannot be read any further.
+    lost: bool,
+}
+
+/// Runs until the connection has ended.
+pub(super) fn run(hub: &Arc<Hub>, presence: &Arc<Presence>) {
+    let writer = {
+        let (hub, presence) = (hub.clone(), presence.clone());
+        spawn("leveret-sender", move || heartbeat::run(&hub, &presence))
+    };
+    if let Ok(writer) = writer {
+        let mut session = Session {
+            hub,
+            presence,
+            phase: Phase::Handshake(Handshake::default()),
+            max_payload: UNTUNED_FRAME_MAX,
+            deadline: Instant::now().checked_add(hub.config.handshake_timeout),
+            lost: false,
+        };
+        session.read_all();
+        session.leave();
+        presence.link.finish();
+        presence.cut();
+        let _ = writer.join();
+    } else {
+        presence.cut();
+    }
+    hub.finished(presence.id);
+}
+
+impl Session<'_> {
+    fn read_all(&mut self) {
+        let mut buffer = vec![0; READ_BUFFER];
+        let mut filled = 0;
+        let mut timeout = None;
+        while !matches!(self.phase, Phase::Ended) {
+            let open = self.presence.wait_for_reading() && self.presence.link.wait_for_room();
+            let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if !open || left.is_some_and(|left| left.is_zero()) {
+                return;
+            }
+            if left.is_some() || timeout.is_some() {
+                if self.presence.link.transport.set_read_timeout(left).is_err() {
+                    return;
+                }
+                timeout = left;
+            }
+            if filled == buffer.len() {
+                // A frame that does not fit, and whose size is allowed.
+                buffer.resize(2 * filled, 0);
+            }
+            match self.presence.link.transport.read(buffer.get_mut(filled..).unwrap_or_default()) {
+                Ok(0) => return,
+                Ok(read) => {
+                    self.presence.received.fetch_add(read as u64, Ordering::Relaxed);
+                    filled += read;
+                    let used = self.feed(buffer.get(..filled).unwrap_or_default());
+                    buffer.copy_within(used..filled, 0);
+                    filled -= used;
+                    if filled == 0 && buffer.len() > READ_BUFFER {
+                        buffer.truncate(READ_BUFFER);
+                        buffer.shrink_to_fit();
+                    }
+                }
+                Err(error) if is_timeout(&error) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {
+                    if self.presence.link.transport.backlog() > 0 {
+                        self.presence.link.flush();
+                    }
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Takes what is complete at the start of `bytes`; gives the number of bytes.
+    fn feed(&mut self, bytes: &[u8]) -> usize {
+        let mut rest = bytes;
+        loop {
+            let (before, was) = (rest.len(), std::mem::discriminant(&self.phase));
+            rest = match std::mem::replace(&mut self.phase, Phase::Ended) {
+                Phase::Handshake(handshake) => self.feed_handshake(handshake, rest),
+                Phase::Running(running) => self.feed_running(running, rest),
+                Phase::Closing => self.feed_closing(rest),
+                Phase::Ended => return bytes.len(),
+            };
+            if rest.len() == before && std::mem::discriminant(&self.phase) == was {
+                return bytes.len() - before;
+            }
+        }
+    }
+
+    /// The frame at the start of `bytes`.
+    fn next_frame<'b>(&self, bytes: &'b [u8]) -> Incoming<'b> {
+        let next = frames::next(bytes, self.max_payload);
+        if let Incoming::Frame(RawFrame { kind, channel, payload }, _) = &next {
+            self.hub.log.received(self.presence.id, *kind, *channel, payload);
+        }
+        next
+    }
+
+    fn feed_running<'b>(&mut self, mut running: Running, bytes: &'b [u8]) -> &'b [u8] {
+        let served = running.served.clone();
+        let mut turn = served.turn(self.hub);
+        let mut rest = bytes;
+        let mut silent = false;
+        self.phase = loop {
+            if !turn.has_session(self.presence.id) {
+                // It was closed, by this session or by somebody else, and the client was told.
+                self.deadline = Instant::now().checked_add(CLOSING);
+                break if silent { Phase::Ended } else { Phase::Closing };
+            }
+            match self.next_frame(rest) {
+                Incoming::Partial => break Phase::Running(running),
+                Incoming::Broken(failure) => {
+                    turn.fail_session(self.presence.id, &failure);
+                    self.lost = true;
+                }
+                Incoming::Frame(frame, used) => {
+                    rest = rest.get(used..).unwrap_or_default();
+                    if let Err(failure) = self.frame(&mut running, &mut turn, frame) {
+                        turn.fail_session(self.presence.id, &failure);
+                        silent = failure.silent;
+                    }
+                }
+            }
+        };
+        turn.finish();
+        rest
+    }
+
+    /// # Errors
+    /// What ends the connection.
+    fn frame(
+        &mut self,
+        running: &mut Running,
+        turn: &mut Turn<'_>,
+        frame: RawFrame<'_>,
+    ) -> Result<(), Failure> {
+        let RawFrame { kind, channel, payload } = frame;
+        match (kind, channel) {
+            (frames::HEARTBEAT, 0) if payload.is_empty() => Ok(()),
+            (frames::METHOD, 0) => self.control(turn, payload),
+            (frames::HEADER | frames::BODY, 0) => Err(Failure::unexpected(kind, payload)),
+            (frames::HEARTBEAT, _) if payload.is_empty() => Err(Failure::unexpected(kind, payload)),
+            (frames::METHOD | frames::HEADER | frames::BODY, number) => {
+                let channel = ChannelId { session: self.presence.id, number };
+                self.channel_frame(running, turn, channel, kind, payload)
+            }
+            _ => Err(Failure::frame(kind, payload, "unknown_frame")),
+        }
+    }
+
+    fn feed_closing<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
+        self.phase = Phase::Closing;
+        if self.lost {
+            return &[];
+        }
+        match self.next_frame(bytes) {
+            Incoming::Partial => bytes,
+            Incoming::Broken(_) => {
+                self.lost = true;
+                &[]
+            }
+            Incoming::Frame(RawFrame { kind, channel, payload }, used) => {
+                if (kind, channel) == (frames::METHOD, 0) {
+                    match frames::method_ids(payload) {
+                        Some((ConnectionClose::CLASS, ConnectionClose::METHOD)) => {
+                            self.send(&ConnectionCloseOk {});
+                        }
+                        Some((ConnectionCloseOk::CLASS, ConnectionCloseOk::METHOD)) => {
+                            self.phase = Phase::Ended;
+                        }
+                        _ => {}
+                    }
+                }
+                bytes.get(used..).unwrap_or_default()
+            }
+        }
+    }
+
+    /// Sends a method on channel 0 outside of any turn.
+    fn send<'m>(&self, method: &impl MethodBody<'m>) {
+        self.presence.link.append(|out| {
+            let start = out.len();
+            let _ = frame::write_method(out, 0, usize::MAX, method);
+            self.hub.log.sent(self.presence.id, out.get(start..).unwrap_or_default());
+        });
+        self.presence.link.flush();
+    }
+
+    /// Closes a connection that has no virtual host yet.
+    fn refuse(&mut self, failure: &Failure) {
+        let text = failure.text();
+        let (class_id, method_id) = failure.method;
+        self.send(&ConnectionClose {
+            reply_code: failure.refusal.code.into(),
+            reply_text: ShortStr::truncated(&text),
+            class_id,
+            method_id,
+        });
+        self.deadline = Instant::now().checked_add(CLOSING);
+        self.phase = Phase::Closing;
+    }
+
+    /// The client is gone, or done.
+    fn leave(&self) {
+        if let Some(served) = self.presence.served() {
+            let mut turn = served.turn(self.hub);
+            turn.close_session(self.presence.id);
+            turn.finish();
+        }
+    }
+}
+
+/// The largest payload in frames of this size; zero is no limit but that of messages.
+fn max_payload(frame_max: u32, max_message_size: u64) -> usize {
+    match frame_max {
+        0 => usize::try_from(max_message_size).unwrap_or(usize::MAX).max(MIN_FRAME_MAX as usize),
+        // RabbitMQ does not count the frame's own eight bytes.
+        limit => limit as usize,
+    }
+}

@@ -1,0 +1,1 @@
+//! The broker from a client's side.
