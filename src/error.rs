@@ -4,9 +4,11 @@
 //! stored once and handed to every waiter and to every later call. No variant ever holds a password.
 
 mod handler;
+mod unfinished;
 
 pub(crate) use handler::panic_message;
 pub use handler::{HandlerError, HandlerFailure};
+pub use unfinished::Unfinished;
 
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -31,6 +33,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | [`Cancelled`](Error::Cancelled) | your own program cancelled the coroutine | return |
 /// | [`CancelledByServer`](Error::CancelledByServer) | the queue went away | consume again, if it comes back |
 /// | [`Nacked`](Error::Nacked), [`Returned`](Error::Returned), [`Unconfirmed`](Error::Unconfirmed) | the broker did not take a message | publish it again, or elsewhere |
+/// | [`Unfinished`](Error::Unfinished) | what was still at work at a shutdown | read what it was; give it more time |
 /// | [`Blocked`](Error::Blocked) | the broker is short of memory or disk | wait |
 /// | [`WouldBlock`](Error::WouldBlock), [`ChannelsExhausted`](Error::ChannelsExhausted) | a limit was reached | wait, or raise it |
 /// | [`Settled`](Error::Settled) | you, or a channel error in between | drop the delivery |
@@ -115,6 +118,10 @@ pub enum Error {
     /// Not everything that was published has been confirmed. Lists what was not, and why.
     #[error("{0}")]
     Unconfirmed(Arc<Unconfirmed>),
+
+    /// A [`shutdown`](crate::Connection::shutdown) could not finish everything, or found that something had failed.
+    #[error("{0}")]
+    Unfinished(Arc<Unfinished>),
 
     /// The broker accepts nothing more from publishers for the time being, usually because it is short of memory
     /// or disk space.

@@ -120,7 +120,7 @@ pub use connection::{
 };
 pub use error::{
     Attempt, ConnectFailure, Error, HandlerError, HandlerFailure, Refusal, ReplyCode, Result, Returned,
-    Scope, Timeout, TlsFailure, TlsProblem, Unconfirmed, Violation,
+    Scope, Timeout, TlsFailure, TlsProblem, Unconfirmed, Unfinished, Violation,
 };
 pub use patterns::{
     handler::Handler,

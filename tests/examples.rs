@@ -34,6 +34,7 @@ const OUTPUTS: &[(&str, &str)] = &[
          the end of the scope: the broker closed the channel: 404 NOT_FOUND - no exchange 'no-such-exchange' \
          in vhost 'VHOST' (caused by basic.publish)\n",
     ),
+    ("graceful_shutdown", "the connection was closed by the application\nhandled: 5\nleft in the queue: 0\n"),
     ("parallel_declare", "declared foo\ndeclared bar\ndeclared baz\n"),
     (
         "confirm",

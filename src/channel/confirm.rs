@@ -195,39 +195,7 @@ impl Channel {
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn wait_for_confirms(&self, timeout: Duration) -> Result<()> {
-        let core = self.core();
-        let deadline = Instant::now().checked_add(timeout);
-        let _awaiting = core.connection.incoming.awaiting();
-        core.connection.outgoing.flush();
-        if !core.confirms.was_ever_selected() {
-            return Err(Error::invalid("the channel was never in confirm mode: call confirm_select first"));
-        }
-        let (last, mark) = {
-            let tracker = &mut lock(&core.confirms.state).tracker;
-            (tracker.published(), tracker.begin_report())
-        };
-        let waiter = Waiter::new();
-        let why = loop {
-            let mut state = lock(&core.confirms.state);
-            if !state.tracker.is_waiting_for(last) {
-                let (failures, more) = state.tracker.end_report(mark, core.confirms.is_selected());
-                drop(state);
-                return report(failures, more);
-            }
-            state.waiting.push(waiter.clone());
-            drop(state);
-            if let Err(why) = waiter.park(deadline) {
-                break why;
-            }
-        };
-        let error = core.given_up(why, "waiting for confirms", timeout);
-        let mut state = lock(&core.confirms.state);
-        state.waiting.retain(|other| !other.is(&waiter));
-        let missing: Vec<u64> = state.tracker.outstanding_up_to(last).collect();
-        let (mut failures, more) = state.tracker.end_report(mark, core.confirms.is_selected());
-        drop(state);
-        failures.extend(missing.into_iter().map(|number| (number, Outcome::Unknown(error.clone()))));
-        report(failures, more)
+        self.core().wait_for_confirms(timeout)
     }
 
     /// How many publishes are not confirmed yet.
@@ -401,6 +369,42 @@ impl Drop for Place<'_> {
 }
 
 impl Core {
+    /// See [`Channel::wait_for_confirms`].
+    pub(super) fn wait_for_confirms(&self, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now().checked_add(timeout);
+        let _awaiting = self.connection.incoming.awaiting();
+        self.connection.outgoing.flush();
+        if !self.confirms.was_ever_selected() {
+            return Err(Error::invalid("the channel was never in confirm mode: call confirm_select first"));
+        }
+        let (last, mark) = {
+            let tracker = &mut lock(&self.confirms.state).tracker;
+            (tracker.published(), tracker.begin_report())
+        };
+        let waiter = Waiter::new();
+        let why = loop {
+            let mut state = lock(&self.confirms.state);
+            if !state.tracker.is_waiting_for(last) {
+                let (failures, more) = state.tracker.end_report(mark, self.confirms.is_selected());
+                drop(state);
+                return report(failures, more);
+            }
+            state.waiting.push(waiter.clone());
+            drop(state);
+            if let Err(why) = waiter.park(deadline) {
+                break why;
+            }
+        };
+        let error = self.given_up(why, "waiting for confirms", timeout);
+        let mut state = lock(&self.confirms.state);
+        state.waiting.retain(|other| !other.is(&waiter));
+        let missing: Vec<u64> = state.tracker.outstanding_up_to(last).collect();
+        let (mut failures, more) = state.tracker.end_report(mark, self.confirms.is_selected());
+        drop(state);
+        failures.extend(missing.into_iter().map(|number| (number, Outcome::Unknown(error.clone()))));
+        report(failures, more)
+    }
+
     /// The reader's: the broker has acked or nacked a publish, or all up to it.
     pub(super) fn confirmed(&self, sequence_number: u64, multiple: bool, acked: bool) {
         self.confirms.settle(sequence_number, multiple, acked);

@@ -56,6 +56,7 @@ use crate::{
         Connection,
         events::Event,
         outgoing::{Gate, Kind, Push, Urgency},
+        shutdown::Step,
         slots::Free,
         state::{Batch, Inbox, Shared, refusal},
     },
@@ -589,6 +590,15 @@ impl Inbox for Core {
 
     fn fail(&self, cause: &Error) {
         self.end(cause, false);
+    }
+
+    fn wind_down(self: Arc<Core>, step: Step, limit: Duration) -> Result<()> {
+        match step {
+            Step::CancelConsumers => self.cancel_consumers(limit),
+            Step::AwaitConfirms if self.confirms.is_selected() => self.wait_for_confirms(limit),
+            Step::AwaitConfirms => Ok(()),
+            Step::Close => self.close(limit),
+        }
     }
 }
 

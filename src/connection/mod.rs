@@ -11,6 +11,7 @@ pub(crate) mod incoming;
 pub(crate) mod outgoing;
 pub(crate) mod reader;
 mod secure;
+pub(crate) mod shutdown;
 pub(crate) mod slots;
 pub(crate) mod state;
 pub(crate) mod tap;

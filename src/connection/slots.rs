@@ -93,6 +93,11 @@ impl<I: Clone> Slots<I> {
         }
     }
 
+    /// Everybody.
+    pub(super) fn inboxes(&self) -> Vec<(u16, I)> {
+        (1..).zip(&self.slots).filter_map(|(id, slot)| Some((id, slot.inbox.clone()?))).collect()
+    }
+
     /// Everybody, for the end of the connection. No id means anything any more.
     pub(super) fn clear(&mut self) -> Vec<I> {
         std::mem::take(&mut self.slots).into_iter().filter_map(|slot| slot.inbox).collect()

@@ -17,6 +17,7 @@ use super::{
     handshake::Negotiated,
     incoming::Incoming,
     outgoing::{Gate, Kind, Outgoing, Push, Urgency},
+    shutdown::Step,
     slots::{Addressee, Free, Slots},
     tap::Taps,
     work::Work,
@@ -59,6 +60,12 @@ pub(crate) trait Inbox: Send + Sync {
 
     /// The connection is gone.
     fn fail(&self, cause: &Error);
+
+    /// One step of a shutdown. Called by whoever shuts the connection down; waits at most `limit`.
+    ///
+    /// # Errors
+    /// What the channel was closed with, or what was not done.
+    fn wind_down(self: Arc<Self>, step: Step, limit: Duration) -> Result<()>;
 }
 
 /// Deliveries of one read to one consumer, packed into one buffer.
@@ -272,6 +279,11 @@ impl Shared {
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
         wake_all(waiting);
+    }
+
+    /// Everybody who has a channel id, and the id.
+    pub(super) fn inboxes(&self) -> Vec<(u16, Arc<dyn Inbox>)> {
+        lock(&self.state).slots.inboxes()
     }
 
     pub(crate) fn addressee(&self, channel: u16) -> Addressee<Arc<dyn Inbox>> {

@@ -35,7 +35,6 @@ struct State {
     jobs: Vec<Weak<dyn Job>>,
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "for the graceful shutdown"))]
 impl Work {
     /// Adds a job, until it is dropped.
     ///
@@ -49,6 +48,11 @@ impl Work {
         state.jobs.retain(|job| job.strong_count() > 0);
         state.jobs.push(job);
         Ok(())
+    }
+
+    /// The connection is being shut down: nothing new may begin.
+    pub(crate) fn is_refusing(&self) -> bool {
+        lock(&self.0).refusing
     }
 
     /// Takes no new jobs, and stops those that are there. Does not wait.

@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     mem,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
     vec,
 };
 
@@ -19,7 +19,7 @@ use crate::{
         outgoing::Urgency,
         state::{Arrived, Batch},
     },
-    error::{Error, Result},
+    error::{Error, Result, Scope},
     protocol::{
         frame::write_method,
         spec::{BasicCancel, MethodBody},
@@ -197,11 +197,30 @@ impl Core {
         });
         let mut state = self.lock();
         state.check_open()?;
+        // Under the lock under which a shutdown looks for consumers: it finds this one, or this finds the shutdown.
+        if self.connection.work.is_refusing() {
+            return Err(Error::Closed(Scope::Connection));
+        }
         if state.consumers.contains_key(tag.as_bytes()) {
             return Err(Error::invalid(format!("consumer tag {tag:?} is in use on this channel")));
         }
         state.consumers.insert(tag.as_bytes().into(), ConsumerEntry { queue: queue.clone() });
         Ok(queue)
+    }
+
+    /// Cancels every consumer, and waits for the broker's answers, for at most `limit` altogether.
+    pub(in crate::channel) fn cancel_consumers(&self, limit: Duration) -> Result<()> {
+        let started = Instant::now();
+        let queues: Vec<_> = self.lock().consumers.values().map(|entry| entry.queue.clone()).collect();
+        for queue in queues {
+            let left = limit.saturating_sub(started.elapsed());
+            match queue.cancel(left) {
+                // It may have been cancelled meanwhile.
+                Err(_) if !self.has_consumer(&queue) => {}
+                result => result?,
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn has_consumer(&self, queue: &Arc<DeliveryQueue>) -> bool {
