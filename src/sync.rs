@@ -120,7 +120,9 @@ pub(crate) fn on_a_thread<T: Send + 'static>(
     }
     let done = OneShot::new();
     let doing = done.clone();
-    let run = move || doing.put(panic::catch_unwind(AssertUnwindSafe(work)));
+    // Boxed: it is moved from frame to frame on its way to the thread.
+    let run: Box<dyn FnOnce() + Send> =
+        Box::new(move || doing.put(panic::catch_unwind(AssertUnwindSafe(work))));
     thread::Builder::new().name(name.into()).spawn(run)?;
     Ok(done.wait(None).map(|done| done.unwrap_or_else(|panicked| panic::resume_unwind(panicked))))
 }

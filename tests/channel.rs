@@ -13,7 +13,9 @@ use std::{
 
 use common::{
     brokers::on_each_broker,
+    caller::may_wait_while_unwinding,
     messages::Stamped,
+    peer::eventually,
     proxy::{self, Direction},
 };
 use leveret::{Channel, Connection, Consume, Error, QueueDeclare, ReplyCode, Result, Scope};
@@ -137,6 +139,9 @@ fn a_channel_is_closed_while_unwinding() {
             }));
             assert_eq!(unwound.unwrap_err().downcast_ref(), Some(&"on purpose"));
             // The only id is free again, and the consumer is gone.
+            if !may_wait_while_unwinding() {
+                eventually("the channel is not closed", || connection.channel().is_ok());
+            }
             let channel = connection.channel()?;
             assert_eq!(channel.queue_declare("q")?.consumer_count, 0);
         }

@@ -176,7 +176,8 @@ fn try_publish_stops_when_the_broker_stops() {
                 Err(other) => panic!("{other:?}"),
             }
         }
-        assert!(bytes > OUTGOING, "{bytes} bytes were accepted");
+        // The frames around the bodies take room too.
+        assert!(bytes > OUTGOING * 3 / 4, "{bytes} bytes were accepted");
         assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 
         proxy.resume(Direction::ToBroker);

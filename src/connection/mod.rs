@@ -139,6 +139,7 @@ impl Connection {
         config: Config,
         connect: impl FnOnce(&Config) -> Result<Connected> + Send + 'static,
     ) -> Result<Connection> {
+        let config = Box::new(config);
         let establish = move || {
             config.validate()?;
             let connected = connect(&config)?;

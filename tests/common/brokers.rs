@@ -29,6 +29,7 @@ use std::{
 use leveret::{Channel, Config, Connection, Error};
 
 use super::{
+    caller::call,
     proxy::Proxy,
     watchdog::{LIMIT, Watchdog, say, test_name},
 };
@@ -59,12 +60,12 @@ pub struct Broker {
 /// and cannot be reached is a failure.
 ///
 /// A body that ends with an error fails, as one that panics does.
-pub fn on_each_broker(body: impl Fn(&Broker) -> Result<(), Error>) {
+pub fn on_each_broker(body: impl Fn(&Broker) -> Result<(), Error> + Sync) {
     on_each_broker_within(LIMIT, body);
 }
 
 /// The same for a body that may take longer.
-pub fn on_each_broker_within(limit: Duration, body: impl Fn(&Broker) -> Result<(), Error>) {
+pub fn on_each_broker_within(limit: Duration, body: impl Fn(&Broker) -> Result<(), Error> + Sync) {
     let test = test_name();
     let Some(brokers) = listed() else {
         say_once_what_is_left_out();
@@ -75,7 +76,7 @@ pub fn on_each_broker_within(limit: Duration, body: impl Fn(&Broker) -> Result<(
         let _watchdog = Watchdog::new(&format!("{test} on {}", listed.name), limit);
         let named = NamedOnPanic(&listed.name);
         let vhost = Vhost::new(listed.clone(), &test);
-        body(&vhost.0).unwrap_or_else(|error| panic!("on {}: {error} ({error:?})", listed.name));
+        call(|| body(&vhost.0)).unwrap_or_else(|error| panic!("on {}: {error} ({error:?})", listed.name));
         drop(vhost);
         drop(named);
     }

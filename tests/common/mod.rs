@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 pub mod brokers;
+pub mod caller;
 pub mod messages;
 pub mod peer;
 pub mod proxy;

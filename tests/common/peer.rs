@@ -438,6 +438,8 @@ pub fn usual_answer(frame: &Frame) -> Option<Vec<u8>> {
     let asked = frame.method()?;
     let name = format!("{}-ok", asked.name);
     let answer = match asked {
+        // With no-wait.
+        CANCEL if frame.arguments().number(1) & 1 == 1 => return None,
         GET => GET_EMPTY,
         _ => *ALL.iter().find(|answer| answer.name == name)?,
     };
@@ -468,9 +470,9 @@ pub fn sockets() -> usize {
 }
 
 /// No thread and no socket is left, once the tests beside this one have ended as well. What leaks stays, so
-/// waiting hides nothing.
+/// waiting hides nothing. (Not where all the subjects are in one program: there somebody always has a connection.)
 pub fn nothing_is_left() {
-    if cfg!(target_os = "linux") {
+    if cfg!(target_os = "linux") && env!("CARGO_CRATE_NAME") != "in_coroutines" {
         eventually("threads or sockets are left behind", || library_threads() == 0 && sockets() == 0);
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use fastrand::Rng;
 
-use crate::common::peer::*;
+use super::common::peer::*;
 
 /// Frames are small, so that many bodies take several.
 pub const FRAME_MAX: u32 = 4096;

@@ -6,11 +6,11 @@ use std::{collections::HashMap, sync::Barrier, thread, time::Duration};
 use fastrand::Rng;
 use leveret::{Channel, Confirm, Connection, Error, Outcome, Publish, Result};
 
-use super::model::{ENDINGS, Ending, FRAME_MAX, Record, Verdict, id, serve};
-use crate::common::{
+use super::common::{
     peer::*,
     watchdog::{LIMIT, Watchdog, test_name},
 };
+use super::model::{ENDINGS, Ending, FRAME_MAX, Record, Verdict, id, serve};
 
 const THREADS: u64 = 16;
 const PUBLISHES: u64 = 20;

@@ -10,7 +10,7 @@ use leveret::{
     QueueDeclare, ReplyCode, Result, Returned,
 };
 
-use crate::common::{
+use super::common::{
     brokers::on_each_broker,
     proxy::{Cut, Direction},
 };

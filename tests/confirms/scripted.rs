@@ -12,7 +12,7 @@ use std::{
 
 use leveret::{Channel, Config, Connection, Consume, Error, Outcome, Publish, ReplyCode, Result};
 
-use crate::common::{
+use super::common::{
     peer::*,
     watchdog::{LIMIT, Watchdog, test_name},
 };

@@ -2,7 +2,7 @@
 
 use std::{any::Any, collections::VecDeque, sync::mpsc::Sender};
 
-use crate::{LONG, common::peer::*};
+use super::{LONG, common::peer::*};
 use leveret::{
     Channel, Connection, Consume, Consumer, Delivery, Error, ExchangeBind, ExchangeDeclare, ExchangeUnbind,
     QueueBind, QueueUnbind, Requeue, Result,
@@ -14,7 +14,7 @@ pub struct Stage {
     pub channel: Option<Channel>,
     pub consumer: Option<Consumer>,
     /// What calls have returned that is still to be dropped.
-    pub made: Vec<Box<dyn Any>>,
+    pub made: Vec<Box<dyn Any + Send>>,
     pub deliveries: VecDeque<Delivery>,
     /// Tells the peer that the call is about to wait.
     pub waiting: Sender<()>,
@@ -56,6 +56,7 @@ pub enum Seen {
 }
 
 /// One blocking call.
+#[derive(Clone, Copy)]
 pub struct Call {
     pub name: &'static str,
     pub run: fn(&mut Stage) -> Result<()>,

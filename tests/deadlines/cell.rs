@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use crate::{
+use super::{
     LONG, SHORT,
     calls::{Call, Seen},
     common::peer::{CHANNEL_CLOSE, CLOSE},

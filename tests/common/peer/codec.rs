@@ -139,7 +139,7 @@ impl From<&[u8]> for Value {
 
 /// `args!["queue", 0, 0]`: the arguments of a method, in their order.
 macro_rules! args {
-    ($($value:expr),* $(,)?) => { &[$($crate::common::peer::Value::from($value)),*] };
+    ($($value:expr),* $(,)?) => { &[$(($value).into()),*] };
 }
 pub(crate) use args;
 
