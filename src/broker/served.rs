@@ -130,7 +130,7 @@ impl Turn<'_> {
     pub(super) fn open_session(&mut self, presence: &Arc<Presence>, user: &str) {
         let port =
             Port { presence: presence.clone(), channels: HashMap::new(), writable: true, dirty: false };
-        self.state.model.open_session(presence.id, user);
+        self.state.model.open_session(presence.id, user, false);
         self.state.ports.insert(presence.id, port);
     }
 
