@@ -30,6 +30,7 @@
 //! | [`Channel`] | a conversation on it: declares, publishes, consumes |
 //! | [`QueueDeclare`], [`ExchangeDeclare`], [`Publish`], [`Consume`], … | the arguments of calls; a bare name or body converts into most of them |
 //! | [`Consumer`] | an iterator over [`Delivery`]s, which are acked, nacked or rejected; [`select`] waits for several |
+//! | [`Handler`], [`Listener`], [`FailurePolicy`] | deliveries handled by a closure or an object, on threads of their own; what becomes of those that fail |
 //! | [`Message`] | a text, bytes or a JSON value to publish, with its properties |
 //! | [`BasicProperties`], [`FieldTable`] | a message's properties and headers |
 //! | [`Confirm`], [`Outcome`] | what became of a published message |
@@ -67,7 +68,8 @@
 //!
 //! All handles are `Send + Sync + 'static`, and a channel may be shared by any number of threads. Each
 //! connection has two threads of its own, `leveret-reader` and `leveret-writer`; no code of yours runs on
-//! them. Each [listener](Connection::on_event) has one more.
+//! them, except for an [inline handler](Channel::basic_consume_inline). Each [event listener](Connection::on_event) has
+//! one more, a [`Listener`] one for each of its handlers, and if there are several one to take the deliveries.
 //!
 //! # Features
 //!
@@ -93,7 +95,7 @@ mod hooks {
     pub(crate) use crate::{
         channel::Control,
         connection::work::Job,
-        sync::{GivenUp, Latch, Waiter, lock},
+        sync::{Latch, Waiter, lock},
     };
 }
 mod patterns;
@@ -106,10 +108,10 @@ mod sync;
 mod transport;
 
 pub use channel::{
-    Ack, Channel, Confirm, Consume, Consumer, Deferred, Delivery, ExchangeBind, ExchangeDeclare,
-    ExchangeDelete, ExchangeKind, ExchangeUnbind, Get, Message, Nack, NoWait, Outcome, Overflow, Pending,
-    Publish, Qos, QueueBind, QueueDeclare, QueueDeclareOk, QueueDelete, QueuePurge, QueueType, QueueUnbind,
-    Reject, Requeue, Transaction, select, select_timeout,
+    Ack, BorrowedDelivery, Channel, Confirm, Consume, Consumer, Deferred, Delivery, ExchangeBind,
+    ExchangeDeclare, ExchangeDelete, ExchangeKind, ExchangeUnbind, Get, InlineConsumer, InlineHandler,
+    Message, Nack, NoWait, Outcome, Overflow, Pending, Publish, Qos, QueueBind, QueueDeclare, QueueDeclareOk,
+    QueueDelete, QueuePurge, QueueType, QueueUnbind, Reject, Requeue, Transaction, select, select_timeout,
 };
 pub use connection::{
     Connection,

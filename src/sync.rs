@@ -10,8 +10,10 @@
 mod coroutine;
 
 mod latch;
+mod reader;
 
 pub(crate) use latch::Latch;
+pub(crate) use reader::{may_wait, never_wait_here, waits_never};
 
 use std::{
     collections::VecDeque,
@@ -21,6 +23,8 @@ use std::{
     thread::{self, Thread},
     time::Instant,
 };
+
+use crate::error::Error;
 
 /// Locks, also after a panic of another holder: every critical section of this crate leaves its data whole.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -34,6 +38,19 @@ pub(crate) enum GivenUp {
     TooLate,
     /// The coroutine that waits was cancelled, or is unwinding: it must not wait any more.
     Cancelled,
+    /// This thread must never wait.
+    WouldDeadlock,
+}
+
+impl GivenUp {
+    /// The error of a wait that was not allowed; `None` when only its time was over.
+    pub(crate) fn forbidden(self) -> Option<Error> {
+        match self {
+            GivenUp::TooLate => None,
+            GivenUp::Cancelled => Some(Error::Cancelled),
+            GivenUp::WouldDeadlock => Some(Error::WouldDeadlock),
+        }
+    }
 }
 
 /// A caller that sleeps until it is woken or its time is over.
@@ -59,6 +76,9 @@ impl Waiter {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         if left.is_some_and(|left| left.is_zero()) {
             return Err(GivenUp::TooLate);
+        }
+        if waits_never() {
+            return Err(GivenUp::WouldDeadlock);
         }
         match (self, left) {
             (Waiter::Thread(_), None) => thread::park(),

@@ -10,7 +10,7 @@ use std::{
 /// Each module and the modules that it may name. `patterns`, and `cli` when it comes, use the public API only.
 const LAYERS: &[(&str, &[&str])] = &[
     ("error", &[]),
-    ("sync", &[]),
+    ("sync", &["error"]),
     ("protocol", &["error"]),
     ("transport", &["error", "sync"]),
     ("connection", &["error", "sync", "protocol", "transport"]),

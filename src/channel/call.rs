@@ -136,7 +136,7 @@ impl Core {
         method: &M,
     ) -> Result<Result<Answer>> {
         let deadline = Instant::now().checked_add(timeout);
-        let _awaiting = self.connection.incoming.awaiting();
+        let _awaiting = self.connection.incoming.awaiting()?;
         let coming = self.begin(timeout, M::NAME, expects, Urgency::Caller, |out, channel| {
             write_method(out, channel, self.connection.outgoing.max_frame(), method)
         })?;

@@ -22,7 +22,7 @@ use crate::{
         frame::write_method,
         spec::{ConfirmSelect, MethodBody},
     },
-    sync::{GivenUp, OneShot, Waiter, lock, wake_all},
+    sync::{GivenUp, OneShot, Waiter, lock, may_wait, wake_all},
 };
 
 /// What became of a published message. There is exactly one for every publish.
@@ -86,13 +86,16 @@ impl Confirm {
         if self.try_wait().is_none() {
             let deadline = Instant::now().checked_add(timeout);
             let outcome = {
-                let _awaiting = self.core.connection.incoming.awaiting();
+                let _awaiting = match self.core.connection.incoming.awaiting() {
+                    Ok(awaiting) => awaiting,
+                    Err(error) => return Some(Outcome::Unknown(error)),
+                };
                 self.core.connection.outgoing.flush();
                 self.coming.wait(deadline)
             };
-            if outcome.as_ref().is_err_and(|why| *why == GivenUp::Cancelled) {
+            if let Some(error) = outcome.as_ref().err().and_then(|why| why.forbidden()) {
                 // Not kept: the outcome itself may still come.
-                return Some(Outcome::Unknown(Error::Cancelled));
+                return Some(Outcome::Unknown(error));
             }
             self.keep(outcome.ok());
         }
@@ -152,6 +155,8 @@ impl Channel {
         routing_key: &str,
         message: impl Into<Publish<'a>>,
     ) -> Result<()> {
+        // Before anything is sent.
+        may_wait()?;
         self.confirmable(&Checked::new(exchange, routing_key, message.into())?)?.wait().into_result()
     }
 
@@ -372,7 +377,7 @@ impl Core {
     /// See [`Channel::wait_for_confirms`].
     pub(super) fn wait_for_confirms(&self, timeout: Duration) -> Result<()> {
         let deadline = Instant::now().checked_add(timeout);
-        let _awaiting = self.connection.incoming.awaiting();
+        let _awaiting = self.connection.incoming.awaiting()?;
         self.connection.outgoing.flush();
         if !self.confirms.was_ever_selected() {
             return Err(Error::invalid("the channel was never in confirm mode: call confirm_select first"));
@@ -441,7 +446,7 @@ impl Core {
         if self.confirms.is_selected() {
             return Ok(());
         }
-        let _awaiting = self.connection.incoming.awaiting();
+        let _awaiting = self.connection.incoming.awaiting()?;
         let outgoing = &self.connection.outgoing;
         let (name, replies) = (ConfirmSelect::NAME, ConfirmSelect::REPLIES);
         let coming = self.begin(timeout, name, replies, Urgency::Caller, |out, channel| {

@@ -4,11 +4,15 @@
 //! once, so that most messages cost neither a lock nor a wake-up.
 
 mod control;
+mod inline;
 mod leaving;
 mod queue;
+mod sink;
 
 pub(crate) use control::Control;
-pub(super) use queue::{ConsumerEntry, DeliveryQueue, End};
+pub use inline::{BorrowedDelivery, InlineConsumer, InlineHandler};
+pub(super) use queue::DeliveryQueue;
+pub(super) use sink::{End, Sink};
 
 use std::{
     collections::VecDeque,
@@ -29,7 +33,7 @@ use crate::{
         value::{FieldTable, FieldValue},
         wire::{ShortStr, Table},
     },
-    sync::{GivenUp, Waiter},
+    sync::{GivenUp, Waiter, may_wait},
 };
 use leaving::Leaving;
 use queue::{Queued, Taken};
@@ -166,10 +170,18 @@ impl Channel {
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn basic_consume<'a>(&self, consume: impl Into<Consume<'a>>) -> Result<Consumer> {
-        self.consume(&consume.into())
+        let consume = consume.into();
+        self.start_consumer(&consume, |tag| {
+            let queue = Arc::new(DeliveryQueue::new(self.core().clone(), tag, consume.no_ack));
+            self.core().add_consumer(Sink::Queue(queue.clone()))?;
+            Ok(Consumer::new(queue, self.timeout))
+        })
     }
 
-    fn consume(&self, consume: &Consume<'_>) -> Result<Consumer> {
+    /// Starts a consumer, which `add` gives its place on the channel.
+    fn start_consumer<C>(&self, consume: &Consume<'_>, add: impl FnOnce(&str) -> Result<C>) -> Result<C> {
+        // Before there is anything to be tidied up.
+        may_wait()?;
         let generated;
         let tag = match consume.consumer_tag {
             Some(tag) if !tag.is_empty() => tag,
@@ -191,14 +203,13 @@ impl Channel {
         // What is wrong with it shows before the prefetch count is sent.
         write_method(&mut Vec::new(), 0, self.core().connection.outgoing.max_frame(), &method)?;
         // Known before it is sent: deliveries may overtake the answer.
-        let queue = self.core().add_consumer(tag, consume.no_ack)?;
-        let consumer = Consumer::new(queue, self.timeout);
+        let consumer = add(tag)?;
         let started = self
             .set_default_prefetch(consume.no_ack)
             .and_then(|()| self.core().call_about(tag, self.timeout, &method));
         if let Err(error) = started {
             // Nobody will take what comes, and dropping the consumer must not wait any more.
-            consumer.queue.core.consumer_ended(tag.as_bytes());
+            self.core().consumer_ended(tag.as_bytes());
             if let Error::Timeout(_) | Error::Cancelled = error {
                 // The broker may still start it.
                 let _ = self.within(Duration::ZERO).send(&BasicCancel {
@@ -275,7 +286,11 @@ impl Consumer {
     /// # Errors
     /// Those of every call: see [`Channel`].
     pub fn cancel(&mut self) -> Result<()> {
-        if self.queue.core.has_consumer(&self.queue) { self.queue.cancel(self.timeout) } else { Ok(()) }
+        if self.queue.core.has_consumer(&Sink::Queue(self.queue.clone())) {
+            self.queue.cancel(self.timeout)
+        } else {
+            Ok(())
+        }
     }
 
     fn next_before(&mut self, deadline: Option<Instant>) -> Result<Option<Delivery>> {
@@ -305,6 +320,7 @@ impl Consumer {
     pub(super) fn given_up(&mut self, why: GivenUp) -> Result<Option<Delivery>> {
         match why {
             GivenUp::Cancelled if !mem::replace(&mut self.told_cancelled, true) => Err(Error::Cancelled),
+            GivenUp::WouldDeadlock => Err(Error::WouldDeadlock),
             GivenUp::Cancelled | GivenUp::TooLate => Ok(None),
         }
     }

@@ -13,12 +13,11 @@ use super::{
 };
 use crate::{
     connection::outgoing::Urgency,
-    error::{Error, Result},
+    error::Result,
     protocol::{
         frame::write_method,
         spec::{Method, MethodBody},
     },
-    sync::GivenUp,
 };
 
 /// The answer to a call that was sent already.
@@ -49,12 +48,14 @@ impl<T> Pending<T> {
         if let Some(answer) = self.try_wait() {
             return Some(answer);
         }
-        let _awaiting = self.core.connection.incoming.awaiting();
+        let _awaiting = match self.core.connection.incoming.awaiting() {
+            Ok(awaiting) => awaiting,
+            Err(error) => return Some(Err(error)),
+        };
         self.core.connection.outgoing.flush();
         match self.coming.wait(Instant::now().checked_add(timeout)) {
             Ok(answer) => Some(answer.and_then(|answer| answer.decode(self.decode))),
-            Err(GivenUp::TooLate) => None,
-            Err(GivenUp::Cancelled) => Some(Err(Error::Cancelled)),
+            Err(why) => why.forbidden().map(Err),
         }
     }
 

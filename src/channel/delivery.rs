@@ -36,10 +36,10 @@ pub(super) struct Pack {
 
 /// The names in a delivery, borrowed from its bytes.
 #[derive(Default)]
-struct Envelope<'a> {
-    consumer_tag: &'a [u8],
-    exchange: &'a [u8],
-    routing_key: &'a [u8],
+pub(super) struct Envelope<'a> {
+    pub(super) consumer_tag: &'a [u8],
+    pub(super) exchange: &'a [u8],
+    pub(super) routing_key: &'a [u8],
     message_count: Option<u32>,
 }
 
@@ -65,8 +65,7 @@ impl Delivery {
     /// [`Error::Malformed`] if it is not UTF-8; [`body`](Delivery::body) has the bytes, and the delivery can be
     /// rejected.
     pub fn text(&self) -> Result<&str> {
-        std::str::from_utf8(self.body())
-            .map_err(|error| Error::malformed(format!("the body is not UTF-8 text: {error}")))
+        text(self.body())
     }
 
     /// The properties.
@@ -125,22 +124,7 @@ impl Delivery {
     }
 
     fn envelope(&self) -> Envelope<'_> {
-        match Method::decode(self.arrived.parts.method(&self.pack.bytes)) {
-            Ok(Method::BasicDeliver(deliver)) => Envelope {
-                consumer_tag: deliver.consumer_tag.bytes(),
-                exchange: deliver.exchange.bytes(),
-                routing_key: deliver.routing_key.bytes(),
-                message_count: None,
-            },
-            Ok(Method::BasicGetOk(ok)) => Envelope {
-                exchange: ok.exchange.bytes(),
-                routing_key: ok.routing_key.bytes(),
-                message_count: Some(ok.message_count),
-                ..Envelope::default()
-            },
-            // The reader decoded it before.
-            _ => Envelope::default(),
-        }
+        envelope(self.arrived.parts.method(&self.pack.bytes))
     }
 
     /// Tells the broker that the message is dealt with. **Asynchronous: does not wait for the broker**, only
@@ -205,6 +189,35 @@ impl Delivery {
         }
         self.pack.channel.settle(self.delivery_tag(), Some(self.pack.epoch), settlement)
     }
+}
+
+/// The names that a delivery's method says.
+pub(super) fn envelope(method: &[u8]) -> Envelope<'_> {
+    match Method::decode(method) {
+        Ok(Method::BasicDeliver(deliver)) => Envelope {
+            consumer_tag: deliver.consumer_tag.bytes(),
+            exchange: deliver.exchange.bytes(),
+            routing_key: deliver.routing_key.bytes(),
+            message_count: None,
+        },
+        Ok(Method::BasicGetOk(ok)) => Envelope {
+            exchange: ok.exchange.bytes(),
+            routing_key: ok.routing_key.bytes(),
+            message_count: Some(ok.message_count),
+            ..Envelope::default()
+        },
+        // The reader decoded it before.
+        _ => Envelope::default(),
+    }
+}
+
+/// A body as text.
+///
+/// # Errors
+/// [`Error::Malformed`] if it is not UTF-8.
+pub(super) fn text(body: &[u8]) -> Result<&str> {
+    std::str::from_utf8(body)
+        .map_err(|error| Error::malformed(format!("the body is not UTF-8 text: {error}")))
 }
 
 impl AsRef<[u8]> for Delivery {

@@ -12,6 +12,7 @@ use std::{
 use super::{
     Channel, Consumer, Core, Handle, Phase,
     call::{Coming, Waiting},
+    consume::{DeliveryQueue, Sink},
 };
 use crate::{
     connection::{
@@ -33,9 +34,9 @@ use crate::{
 
 /// Takes every byte, and never has one.
 #[derive(Debug)]
-struct Sink;
+struct Nowhere;
 
-impl Transport for Sink {
+impl Transport for Nowhere {
     fn read(&self, _: &mut [u8]) -> io::Result<usize> {
         Ok(0)
     }
@@ -66,7 +67,7 @@ impl Fixture {
             server_properties: FieldTable::new(),
         };
         let limits = Limits { drop_timeout: Duration::ZERO, ..Limits::from(&Config::new()) };
-        let shared = Arc::new(Shared::new(Arc::new(Sink), negotiated, limits, Taps::new(&Config::new())));
+        let shared = Arc::new(Shared::new(Arc::new(Nowhere), negotiated, limits, Taps::new(&Config::new())));
         let channels: Vec<Channel> = (0..4).map(|_| opened(&shared)).collect();
         let [first, _, closing, closed] = &channels[..] else { unreachable!() };
 
@@ -130,7 +131,8 @@ impl Fixture {
 
 impl Channel {
     fn pretend_to_consume(&self, tag: &str, no_ack: bool) -> Consumer {
-        let queue = self.core().add_consumer(tag, no_ack).unwrap();
+        let queue = Arc::new(DeliveryQueue::new(self.core().clone(), tag, no_ack));
+        self.core().add_consumer(Sink::Queue(queue.clone())).unwrap();
         Consumer::new(queue, Duration::ZERO)
     }
 }

@@ -30,7 +30,7 @@ mod unacked;
 pub use acknowledge::{Ack, Nack, Reject, Requeue};
 pub use confirm::{Confirm, Outcome};
 pub(crate) use consume::Control;
-pub use consume::{Consume, Consumer};
+pub use consume::{BorrowedDelivery, Consume, Consumer, InlineConsumer, InlineHandler};
 pub use deferred::{Deferred, Pending};
 pub use delivery::Delivery;
 pub use exchange::{ExchangeBind, ExchangeDeclare, ExchangeDelete, ExchangeKind, ExchangeUnbind};
@@ -67,11 +67,11 @@ use crate::{
         spec::{BasicCancelOk, ChannelClose, ChannelCloseOk, ChannelFlow, ChannelOpen, Method, MethodBody},
         wire::ShortStr,
     },
-    sync::{GivenUp, OneShot, lock},
+    sync::{GivenUp, OneShot, lock, may_wait, waits_never},
 };
 use call::{Answer, Coming, Waiting};
 use confirm::Confirms;
-use consume::{ConsumerEntry, End};
+use consume::{End, Sink};
 use returns::Returns;
 use unacked::Unacked;
 
@@ -112,7 +112,7 @@ struct State {
     calls: VecDeque<Waiting>,
     /// The caller that waits for the end of the channel.
     closer: Option<Coming>,
-    consumers: HashMap<Box<[u8]>, ConsumerEntry>,
+    consumers: HashMap<Box<[u8]>, Sink>,
     unacked: Unacked,
     /// The prefetch count was set, by the user or by default.
     prefetch_is_set: bool,
@@ -312,7 +312,7 @@ impl Core {
     fn open(self: &Arc<Core>, timeout: Duration) -> Result<()> {
         let deadline = Instant::now().checked_add(timeout);
         let outgoing = &self.connection.outgoing;
-        let _awaiting = self.connection.incoming.awaiting();
+        let _awaiting = self.connection.incoming.awaiting()?;
         let answer = OneShot::new();
         let mut waiter = None;
         loop {
@@ -371,6 +371,7 @@ impl Core {
     }
 
     fn close(self: &Arc<Core>, timeout: Duration) -> Result<()> {
+        may_wait()?;
         let answer = OneShot::new();
         {
             let mut state = self.lock();
@@ -397,7 +398,7 @@ impl Core {
     fn see_close_through(&self, answer: &Coming, timeout: Duration) -> Result<()> {
         let deadline = Instant::now().checked_add(timeout);
         let outgoing = &self.connection.outgoing;
-        let _awaiting = self.connection.incoming.awaiting();
+        let _awaiting = self.connection.incoming.awaiting()?;
         let mut waiter = None;
         loop {
             let pushed = outgoing.shut(&self.gate, waiter.clone(), |out, channel| {
@@ -413,8 +414,7 @@ impl Core {
         match answer.wait(deadline) {
             Ok(Ok(_)) | Ok(Err(Error::Closed(_))) => return Ok(()),
             Ok(Err(cause)) => return Err(cause),
-            Err(GivenUp::Cancelled) => return Err(Error::Cancelled),
-            Err(GivenUp::TooLate) => {}
+            Err(why) => why.forbidden().map_or(Ok(()), Err)?,
         }
         let state = self.lock();
         match &state.phase {
@@ -584,7 +584,7 @@ impl Inbox for Core {
         }
     }
 
-    fn deliveries(&self, consumer_tag: &[u8], batch: Batch) {
+    fn deliveries(&self, consumer_tag: &[u8], batch: &mut Batch) {
         self.delivered(consumer_tag, batch);
     }
 
@@ -608,7 +608,13 @@ impl Drop for Handle {
             // The reason was returned to a call, or logged when it came.
             return;
         }
-        let closed = self.0.close(self.0.connection.limits.drop_timeout);
+        let limit = self.0.connection.limits.drop_timeout;
+        if waits_never() {
+            let core = self.0.clone();
+            self.0.connection.errands.leave(move || core.log_late_error(&core.close(limit)));
+            return;
+        }
+        let closed = self.0.close(limit);
         if !matches!(closed, Err(Error::Cancelled)) {
             self.0.log_late_error(&closed);
         }

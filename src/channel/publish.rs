@@ -21,7 +21,7 @@ use crate::{
         spec::BasicPublish,
         wire::ShortStr,
     },
-    sync::{OneShot, on_a_thread},
+    sync::{OneShot, on_a_thread, waits_never},
 };
 
 /// Bodies from this size on are written from the caller's slice instead of being copied into the outgoing
@@ -182,14 +182,14 @@ impl Core {
         let limit = self.connection.limits.publish_timeout;
         let deadline = || Instant::now().checked_add(limit);
         let mut place = self.place(message, handle, deadline)?;
-        if message.message.body.len() >= LARGE {
+        if message.message.body.len() >= LARGE && !waits_never() {
             return self.publish_large(message, &mut place, limit);
         }
         // Looked at when it has to wait. What ends the wait may stand behind deliveries that fill our buffer:
         // meanwhile they are read.
         let awaiting = Cell::new(None);
         let deadline = || {
-            awaiting.set(Some(self.connection.incoming.awaiting()));
+            awaiting.set(self.connection.incoming.awaiting().ok());
             deadline()
         };
         let outgoing = &self.connection.outgoing;
@@ -211,7 +211,7 @@ impl Core {
         let outgoing = &self.connection.outgoing;
         let mut numbered = Numbered::default();
         // As above.
-        let _awaiting = self.connection.incoming.awaiting();
+        let _awaiting = self.connection.incoming.awaiting()?;
         let pushed = outgoing.push_large(
             &self.gate,
             message.message.body,

@@ -105,8 +105,8 @@ impl Drop for Transaction {
             // It was sent.
             Ok(Ok(_) | Err(Error::Cancelled)) => {}
             Ok(Err(error)) => log_failed_rollback(&error),
-            // It was not, for want of room, and this coroutine may not wait for some.
-            Err(Error::Cancelled) => core.connection.errands.leave(move || {
+            // It was not, for want of room or because the answer must not be waited for here.
+            Err(Error::Cancelled | Error::WouldDeadlock) => core.connection.errands.leave(move || {
                 if let Err(error) = rollback(&channel) {
                     log_failed_rollback(&error);
                 }

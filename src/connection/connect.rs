@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     error::{Attempt, ConnectFailure, Error, Result},
-    sync::{GivenUp, OneShot},
+    sync::OneShot,
     transport::{
         Transport, is_timeout,
         stream::{Relay, Stream},
@@ -144,7 +144,7 @@ fn resolve(host: &Address, timeout: Duration) -> Result<Vec<SocketAddr>> {
         .map_err(|error| Error::io("starting a thread", error))?;
     match answer.wait(Some(Instant::now() + timeout)) {
         // A coroutine does not connect by itself, so nobody is cancelled here.
-        Err(GivenUp::TooLate | GivenUp::Cancelled) => Err(Error::timeout("resolving the host name", timeout)),
+        Err(_) => Err(Error::timeout("resolving the host name", timeout)),
         Ok(Err(error)) => Err(Error::io("resolving the host name", error)),
         Ok(Ok(addresses)) => Ok(addresses),
     }

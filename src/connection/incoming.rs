@@ -12,7 +12,10 @@ use std::{
     time::Instant,
 };
 
-use crate::sync::lock;
+use crate::{
+    error::Result,
+    sync::{lock, may_wait},
+};
 
 /// The flow control of one connection's reader.
 #[derive(Debug)]
@@ -76,6 +79,13 @@ impl Incoming {
         if self.paused.load(Ordering::SeqCst) { now } else { lock(&self.state).last_heard }
     }
 
+    /// The reader thread's: it is busy with code of the program, until the result is dropped. Meanwhile it is we who do
+    /// not listen.
+    pub(crate) fn busy(&self) -> Busy<'_> {
+        self.paused.store(true, Ordering::SeqCst);
+        Busy(self)
+    }
+
     /// Deliveries of so many bytes were queued for a consumer.
     pub(crate) fn hold(&self, bytes: usize) {
         self.held.fetch_add(bytes, Ordering::SeqCst);
@@ -89,11 +99,15 @@ impl Incoming {
         }
     }
 
-    /// Marks that a call waits, until the result is dropped.
-    pub(crate) fn awaiting(&self) -> Awaiting<'_> {
+    /// For the beginning of a call that waits: marks that it does, until the result is dropped.
+    ///
+    /// # Errors
+    /// [`Error::WouldDeadlock`](crate::Error::WouldDeadlock) on a thread that must never wait.
+    pub(crate) fn awaiting(&self) -> Result<Awaiting<'_>> {
+        may_wait()?;
         self.calls.fetch_add(1, Ordering::SeqCst);
         self.wake_reader();
-        Awaiting(self)
+        Ok(Awaiting(self))
     }
 
     pub(crate) fn close(&self) {
@@ -116,6 +130,17 @@ pub(crate) struct Awaiting<'a>(&'a Incoming);
 impl Drop for Awaiting<'_> {
     fn drop(&mut self) {
         self.0.calls.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// The reader thread is busy with code of the program.
+#[derive(Debug)]
+pub(crate) struct Busy<'a>(&'a Incoming);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.heard();
+        self.0.paused.store(false, Ordering::SeqCst);
     }
 }
 

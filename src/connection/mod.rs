@@ -32,7 +32,7 @@ use std::{
 use crate::{
     error::{Error, Result},
     protocol::{sasl::Secret, value::FieldTable},
-    sync::{GivenUp, lock, on_a_thread},
+    sync::{GivenUp, lock, may_wait, on_a_thread, waits_never},
     transport::stream::Stream,
 };
 use config::Config;
@@ -139,6 +139,7 @@ impl Connection {
         config: Config,
         connect: impl FnOnce(&Config) -> Result<Connected> + Send + 'static,
     ) -> Result<Connection> {
+        may_wait()?;
         let config = Box::new(config);
         let establish = move || {
             config.validate()?;
@@ -148,7 +149,7 @@ impl Connection {
         match on_a_thread("leveret-connect", establish) {
             Ok(Ok(connection)) => connection,
             // It has no deadline of its own: each of its steps has one.
-            Ok(Err(GivenUp::Cancelled | GivenUp::TooLate)) => Err(Error::Cancelled),
+            Ok(Err(why)) => Err(why.forbidden().unwrap_or(Error::Cancelled)),
             Err(error) => Err(Error::io("starting a thread", error)),
         }
     }
@@ -205,14 +206,21 @@ impl Connection {
     /// [`Error::Cancelled`] means that it may still be open, but the coroutine that waits was cancelled.
     #[must_use = "says why the connection ended"]
     pub fn wait_closed(&self) -> Error {
-        self.handle.shared.wait_closed(None).map_or(Error::Cancelled, |()| self.cause())
+        match self.handle.shared.wait_closed(None) {
+            Ok(()) => self.cause(),
+            Err(why) => why.forbidden().unwrap_or(Error::Cancelled),
+        }
     }
 
     /// Like [`wait_closed`](Connection::wait_closed), for at most `timeout`; `None` when it is still open.
     #[must_use = "says whether and why the connection ended"]
     pub fn wait_closed_timeout(&self, timeout: Duration) -> Option<Error> {
         let deadline = Instant::now().checked_add(timeout);
-        self.handle.shared.wait_closed(deadline).ok().map(|()| self.cause())
+        match self.handle.shared.wait_closed(deadline) {
+            Ok(()) => Some(self.cause()),
+            Err(GivenUp::WouldDeadlock) => Some(Error::WouldDeadlock),
+            Err(GivenUp::Cancelled | GivenUp::TooLate) => None,
+        }
     }
 
     fn cause(&self) -> Error {
@@ -269,8 +277,9 @@ impl Connection {
 
 impl Handle {
     fn close(&self, timeout: Duration) -> Result<()> {
+        may_wait()?;
         let shared = self.shared.clone();
-        let threads = std::mem::take(&mut *lock(&self.threads));
+        let threads = self.take_threads();
         let close = move || {
             let result = shared.close(timeout);
             for thread in threads {
@@ -285,7 +294,7 @@ impl Handle {
         match on_a_thread("leveret-close", close) {
             Ok(Ok(result)) => result,
             // It is closed all the same.
-            Ok(Err(GivenUp::Cancelled | GivenUp::TooLate)) => Err(Error::Cancelled),
+            Ok(Err(why)) => Err(why.forbidden().unwrap_or(Error::Cancelled)),
             Err(error) => {
                 let error = Error::io("starting a thread", error);
                 self.shared.fail(error.clone());
@@ -295,8 +304,20 @@ impl Handle {
     }
 }
 
+impl Handle {
+    fn take_threads(&self) -> Vec<JoinHandle<()>> {
+        std::mem::take(&mut *lock(&self.threads))
+    }
+}
+
 impl Drop for Handle {
     fn drop(&mut self) {
+        if waits_never() {
+            // By an inline handler, perhaps on the very thread that would be waited for.
+            let (shared, description) = (self.shared.clone(), std::mem::take(&mut self.description));
+            let rest = Handle { shared, threads: Mutex::new(self.take_threads()), description };
+            return self.shared.errands.leave(move || drop(rest));
+        }
         if let Err(error) = self.close(self.shared.limits.drop_timeout)
             && !matches!(error, Error::Closed(_) | Error::Cancelled)
         {

@@ -16,6 +16,7 @@ use crate::{
         spec::{BasicDeliver, BasicGetOk, BasicReturn, Method, MethodBody},
         wire::{Malformed, Reader},
     },
+    sync::never_wait_here,
     transport::tap::Direction,
 };
 
@@ -29,8 +30,13 @@ const PACK_UP_TO: usize = 4 * 1024;
 /// keeps at most so much memory alive with it.
 const PACK_SIZE: usize = 16 * 1024;
 
+/// A pack that was not taken is used again up to this capacity.
+const KEEP_CAPACITY: usize = 4 * PACK_SIZE;
+
 /// Runs until the connection has ended.
 pub(super) fn run(shared: &Shared, received: Vec<u8>) {
+    // Everybody waits for this thread.
+    never_wait_here();
     let mut demultiplexer = Demultiplexer::new(shared);
     let mut buffer = received;
     let mut filled = buffer.len();
@@ -103,14 +109,17 @@ impl Run {
         if self.batch.deliveries.is_empty() {
             return;
         }
-        // The next batch of a stream will be about as large as this one.
-        let next = Batch {
-            bytes: Vec::with_capacity(self.batch.bytes.len().min(PACK_SIZE)),
-            deliveries: Vec::with_capacity(self.batch.deliveries.len()),
-        };
-        let batch = std::mem::replace(&mut self.batch, next);
+        let (bytes, deliveries) = (self.batch.bytes.len().min(PACK_SIZE), self.batch.deliveries.len());
         if let Some((_, inbox)) = &self.target {
-            inbox.deliveries(&self.consumer_tag, batch);
+            inbox.deliveries(&self.consumer_tag, &mut self.batch);
+        }
+        if (PACK_SIZE..=KEEP_CAPACITY).contains(&self.batch.bytes.capacity()) {
+            self.batch.bytes.clear();
+            self.batch.deliveries.clear();
+        } else {
+            // The next batch of a stream will be about as large as this one.
+            let (bytes, deliveries) = (Vec::with_capacity(bytes), Vec::with_capacity(deliveries));
+            self.batch = Batch { bytes, deliveries };
         }
     }
 }

@@ -10,7 +10,10 @@ use super::{
     Connection,
     state::{Inbox, Shared},
 };
-use crate::error::{Error, Result, Scope, Unfinished};
+use crate::{
+    error::{Error, Result, Scope, Unfinished},
+    sync::may_wait,
+};
 
 /// What is asked of every channel, one step after the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +108,7 @@ impl Connection {
 
 impl Shared {
     fn shutdown(&self, timeout: Duration) -> Result<()> {
+        may_wait()?;
         let started = Instant::now();
         let deadline = started.checked_add(timeout);
         let left = || timeout.saturating_sub(started.elapsed());

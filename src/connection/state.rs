@@ -41,7 +41,7 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 const CLOSED_BY_APPLICATION: &str = "closed by the application";
 
 /// Where the reader puts what comes for one channel. Called by the reader thread only (and `fail` by whoever
-/// ends the connection): an inbox must not wait, and must not call user code.
+/// ends the connection): an inbox must not wait, and must not call user code but an inline handler.
 pub(crate) trait Inbox: Send + Sync {
     /// A method without content.
     ///
@@ -55,8 +55,8 @@ pub(crate) trait Inbox: Send + Sync {
     /// The peer broke the protocol; ends the connection.
     fn content(&self, content: Content) -> Result<()>;
 
-    /// Deliveries to one consumer, in order.
-    fn deliveries(&self, consumer_tag: &[u8], batch: Batch);
+    /// Deliveries to one consumer, in order. It may take them out, or leave them to be thrown away.
+    fn deliveries(&self, consumer_tag: &[u8], batch: &mut Batch);
 
     /// The connection is gone.
     fn fail(&self, cause: &Error);
@@ -204,10 +204,7 @@ impl Shared {
 
     /// The error for a wait that was given up.
     pub(crate) fn given_up(&self, why: GivenUp, waiting_for: &'static str, limit: Duration) -> Error {
-        match why {
-            GivenUp::TooLate => self.too_late(waiting_for, limit),
-            GivenUp::Cancelled => Error::Cancelled,
-        }
+        why.forbidden().unwrap_or_else(|| self.too_late(waiting_for, limit))
     }
 
     /// The error for a wait that has come to its end: a broker that has blocked the connection is the better
@@ -248,10 +245,7 @@ impl Shared {
         let first = deadline.map_or(until, |deadline| until.min(deadline));
         let Err(given_up) = waiter.park(Some(first)) else { return Ok(true) };
         lock(&self.state).waiting.retain(|other| !other.is(waiter));
-        match given_up {
-            GivenUp::TooLate => Ok(deadline != Some(first)),
-            GivenUp::Cancelled => Err(Error::Cancelled),
-        }
+        given_up.forbidden().map_or(Ok(deadline != Some(first)), Err)
     }
 
     /// The id may be used again: both sides have closed the channel.
@@ -378,7 +372,7 @@ impl Shared {
     /// Sends `connection.close` and waits for the answer. Any number of callers may do so; one frame is sent.
     pub(crate) fn close(&self, timeout: Duration) -> Result<()> {
         let deadline = Instant::now() + timeout;
-        let _awaiting = self.incoming.awaiting();
+        let _awaiting = self.incoming.awaiting()?;
         let first = {
             let mut state = lock(&self.state);
             match &state.phase {
@@ -396,8 +390,7 @@ impl Shared {
         }
         match self.wait_closed(Some(deadline)) {
             Ok(()) => return self.cause().filter(|cause| !cause.is_closed()).map_or(Ok(()), Err),
-            Err(GivenUp::TooLate) => {}
-            Err(GivenUp::Cancelled) => return Err(Error::Cancelled),
+            Err(why) => why.forbidden().map_or(Ok(()), Err)?,
         }
         let error = self.too_late("connection.close", timeout);
         log::warn!(target: "leveret::connection", "{error}; the socket is closed all the same");
@@ -413,7 +406,7 @@ impl Shared {
             new_secret: LongStr(new_secret.as_bytes()),
             reason: ShortStr::new("the reason", reason)?,
         };
-        let _awaiting = self.incoming.awaiting();
+        let _awaiting = self.incoming.awaiting()?;
         let answer = OneShot::new();
         let mut waiter = None;
         loop {

@@ -7,10 +7,7 @@ use std::{
 };
 
 use super::running::Running;
-use crate::{
-    Error, Result,
-    hooks::{GivenUp, Job},
-};
+use crate::{Error, Result, hooks::Job};
 
 /// Message handlers at work on the deliveries of one consumer.
 ///
@@ -85,8 +82,7 @@ impl Listener {
         }
         match self.running.ended.wait(deadline) {
             Ok(ended) => Some(ended),
-            Err(GivenUp::Cancelled) => Some(Err(Error::Cancelled)),
-            Err(GivenUp::TooLate) => None,
+            Err(why) => why.forbidden().map(Err),
         }
     }
 }

@@ -95,6 +95,17 @@ impl Parts {
         part(bytes, self.properties_end, self.end)
     }
 
+    /// The message alone in a buffer of its own, and where its parts are there.
+    pub(crate) fn copy_out(self, bytes: &[u8]) -> (Vec<u8>, Parts) {
+        let alone = Parts {
+            start: 0,
+            method_end: self.method_end.saturating_sub(self.start),
+            properties_end: self.properties_end.saturating_sub(self.start),
+            end: self.end.saturating_sub(self.start),
+        };
+        (part(bytes, self.start, self.end).to_vec(), alone)
+    }
+
     /// The same parts in a buffer where the message starts at `start`.
     fn moved_to(self, start: usize) -> Parts {
         let by = start as u32;

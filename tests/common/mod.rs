@@ -5,6 +5,7 @@
 
 pub mod brokers;
 pub mod caller;
+pub mod calls;
 pub mod messages;
 pub mod peer;
 pub mod proxy;

@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::queue::{DeliveryQueue, End, Queued};
+use super::{
+    queue::{DeliveryQueue, Queued},
+    sink::{End, Sink},
+};
 use crate::{
     channel::{
         acknowledge::{Requeue, Settlement},
@@ -31,10 +34,10 @@ impl Leaving {
         let core = self.queue.core.clone();
         let limit = core.connection.limits.drop_timeout;
         let deadline = Instant::now() + limit;
-        if core.has_consumer(&self.queue)
+        if core.has_consumer(&Sink::Queue(self.queue.clone()))
             && let Err(error) = self.cancel(limit)
         {
-            if let Error::Cancelled = error {
+            if let Error::Cancelled | Error::WouldDeadlock = error {
                 return Err(GivenUp::Cancelled);
             }
             log::debug!(target: "leveret::channel", "cancelling {} on drop: {error}", self.queue.tag);
@@ -49,7 +52,7 @@ impl Leaving {
                 let left = deadline.saturating_duration_since(Instant::now());
                 match core.settle_within(left, arrived.delivery_tag, Some(queued.pack.epoch), back) {
                     Ok(()) | Err(Error::Settled { .. }) => {}
-                    Err(Error::Cancelled) => return Err(GivenUp::Cancelled),
+                    Err(Error::Cancelled | Error::WouldDeadlock) => return Err(GivenUp::Cancelled),
                     // The channel is closed, and with it they have gone back already.
                     Err(_) => return Ok(()),
                 }
@@ -61,7 +64,7 @@ impl Leaving {
 
     fn cancel(&mut self, limit: Duration) -> Result<()> {
         let core = &self.queue.core;
-        let _awaiting = core.connection.incoming.awaiting();
+        let _awaiting = core.connection.incoming.awaiting()?;
         let coming = match &self.cancelling {
             Some(coming) => coming,
             None => self.cancelling.insert(self.queue.begin_cancel(limit)?),

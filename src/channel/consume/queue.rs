@@ -1,13 +1,14 @@
-//! What the reader has put in for one consumer, and what the channel knows of its consumers.
+//! What the reader has put in for one consumer and the consumer has not taken yet.
 
 use std::{
     collections::VecDeque,
     mem,
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::Duration,
     vec,
 };
 
+use super::sink::End;
 use crate::{
     channel::{
         Core,
@@ -15,11 +16,10 @@ use crate::{
         delivery::Pack,
     },
     connection::{
-        events::Event,
         outgoing::Urgency,
         state::{Arrived, Batch},
     },
-    error::{Error, Result, Scope},
+    error::{Error, Result},
     protocol::{
         frame::write_method,
         spec::{BasicCancel, MethodBody},
@@ -27,30 +27,6 @@ use crate::{
     },
     sync::{Waiter, lock, wake_all},
 };
-
-/// What the channel knows of a consumer.
-pub(in crate::channel) struct ConsumerEntry {
-    queue: Arc<DeliveryQueue>,
-}
-
-impl ConsumerEntry {
-    pub(in crate::channel) fn end(&self, end: End) {
-        self.queue.end(end);
-    }
-}
-
-/// How a consumer ended.
-#[derive(Debug)]
-pub(in crate::channel) enum End {
-    /// By the program; what was delivered is still returned.
-    Cancelled,
-    /// By the broker; what was delivered is still returned and can be acked.
-    CancelledByServer,
-    /// With its channel. Queued deliveries that were to be acked come again, so they are dropped (those that the
-    /// consumer had taken from the queue are still returned); those of a consumer without acks are the only copies,
-    /// and are all returned.
-    Lost(Error),
-}
 
 /// What the reader has put in for one consumer and the consumer has not taken yet.
 pub(in crate::channel) struct DeliveryQueue {
@@ -93,7 +69,11 @@ pub(super) enum Taken {
 }
 
 impl DeliveryQueue {
-    fn put(&self, epoch: u32, batch: Batch) {
+    pub(in crate::channel) fn new(core: Arc<Core>, tag: &str, no_ack: bool) -> DeliveryQueue {
+        DeliveryQueue { core, tag: tag.into(), no_ack, state: Mutex::default() }
+    }
+
+    pub(super) fn put(&self, epoch: u32, batch: Batch) {
         let size = batch.size();
         let pack = Pack { bytes: batch.bytes, channel: self.core.clone(), epoch, no_ack: self.no_ack };
         let queued = Queued { pack: Arc::new(pack), deliveries: batch.deliveries.into_iter(), size };
@@ -180,88 +160,5 @@ impl DeliveryQueue {
         self.core.begin(timeout, BasicCancel::NAME, expects, Urgency::Caller, |out, channel| {
             write_method(out, channel, self.core.connection.outgoing.max_frame(), &method)
         })
-    }
-}
-
-impl Core {
-    pub(in crate::channel) fn add_consumer(
-        self: &Arc<Core>,
-        tag: &str,
-        no_ack: bool,
-    ) -> Result<Arc<DeliveryQueue>> {
-        let queue = Arc::new(DeliveryQueue {
-            core: self.clone(),
-            tag: tag.into(),
-            no_ack,
-            state: Mutex::new(QueueState::default()),
-        });
-        let mut state = self.lock();
-        state.check_open()?;
-        // Under the lock under which a shutdown looks for consumers: it finds this one, or this finds the shutdown.
-        if self.connection.work.is_refusing() {
-            return Err(Error::Closed(Scope::Connection));
-        }
-        if state.consumers.contains_key(tag.as_bytes()) {
-            return Err(Error::invalid(format!("consumer tag {tag:?} is in use on this channel")));
-        }
-        state.consumers.insert(tag.as_bytes().into(), ConsumerEntry { queue: queue.clone() });
-        Ok(queue)
-    }
-
-    /// Cancels every consumer, and waits for the broker's answers, for at most `limit` altogether.
-    pub(in crate::channel) fn cancel_consumers(&self, limit: Duration) -> Result<()> {
-        let started = Instant::now();
-        let queues: Vec<_> = self.lock().consumers.values().map(|entry| entry.queue.clone()).collect();
-        for queue in queues {
-            let left = limit.saturating_sub(started.elapsed());
-            match queue.cancel(left) {
-                // It may have been cancelled meanwhile.
-                Err(_) if !self.has_consumer(&queue) => {}
-                result => result?,
-            }
-        }
-        Ok(())
-    }
-
-    pub(super) fn has_consumer(&self, queue: &Arc<DeliveryQueue>) -> bool {
-        let state = self.lock();
-        state.consumers.get(queue.tag.as_bytes()).is_some_and(|entry| Arc::ptr_eq(&entry.queue, queue))
-    }
-
-    /// The reader's: deliveries for a consumer. Those for a tag that is unknown, or not known any more, are
-    /// ignored; the broker gets them back when the channel is closed.
-    pub(in crate::channel) fn delivered(&self, consumer_tag: &[u8], batch: Batch) {
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        let Some(entry) = state.consumers.get(consumer_tag) else { return };
-        let queue = entry.queue.clone();
-        if !queue.no_ack {
-            for arrived in &batch.deliveries {
-                state.unacked.insert(arrived.delivery_tag);
-            }
-        }
-        let epoch = state.epoch;
-        drop(guard);
-        queue.put(epoch, batch);
-    }
-
-    /// The reader's: the broker has confirmed that a consumer is cancelled.
-    pub(in crate::channel) fn consumer_ended(&self, consumer_tag: &[u8]) {
-        self.remove_consumer(consumer_tag, End::Cancelled);
-    }
-
-    /// The reader's: the broker has cancelled a consumer.
-    pub(in crate::channel) fn consumer_cancelled(&self, consumer_tag: &[u8]) {
-        self.remove_consumer(consumer_tag, End::CancelledByServer);
-        let consumer_tag = || String::from_utf8_lossy(consumer_tag).into();
-        let channel = self.gate.channel();
-        self.connection.feeds.emit(|| Event::ConsumerCancelled { channel, consumer_tag: consumer_tag() });
-    }
-
-    fn remove_consumer(&self, consumer_tag: &[u8], end: End) {
-        let entry = self.lock().consumers.remove(consumer_tag);
-        if let Some(entry) = entry {
-            entry.end(end);
-        }
     }
 }

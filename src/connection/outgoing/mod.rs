@@ -31,7 +31,7 @@ use super::tap::Taps;
 use crate::{
     error::{Error, Result},
     protocol::{frame::write_method, spec::ChannelFlowOk},
-    sync::{GivenUp, Waiter, is_coroutine, lock, wake_all},
+    sync::{Waiter, is_coroutine, lock, waits_never, wake_all},
     transport::{Patience, Transport, is_timeout, tap::Direction},
 };
 use gate::{BUSY, OWES_FLOW_OK, SHUT, STOPPED};
@@ -297,7 +297,7 @@ impl Outgoing {
     /// not wait: that is left by the next try.
     ///
     /// # Errors
-    /// [`Error::Cancelled`].
+    /// [`Error::Cancelled`], [`Error::WouldDeadlock`].
     pub(crate) fn pause(&self, waiter: &mut Option<Waiter>, deadline: Option<Instant>) -> Result<bool> {
         let Some(waiter) = waiter else {
             *waiter = Some(Waiter::new());
@@ -305,10 +305,7 @@ impl Outgoing {
         };
         let Err(given_up) = waiter.park(deadline) else { return Ok(true) };
         lock(&self.state).waiting.retain(|other| !other.is(waiter));
-        match given_up {
-            GivenUp::TooLate => Ok(false),
-            GivenUp::Cancelled => Err(Error::Cancelled),
-        }
+        given_up.forbidden().map_or(Ok(false), Err)
     }
 
     /// Something that was accepted has not reached the socket.
@@ -326,7 +323,8 @@ impl Outgoing {
     /// For a caller whose append was [`Push::Accepted`] with `flush`: writes what was gathered; the stream may
     /// go on. The peer's pace becomes the caller's: that keeps the buffer small, and in the cache.
     pub(crate) fn flush_stream(&self) {
-        self.write_gathered(lock(&self.state), Patience::Quantum);
+        let patience = if waits_never() { Patience::None } else { Patience::Quantum };
+        self.write_gathered(lock(&self.state), patience);
     }
 
     /// The same for a caller who must not wait.

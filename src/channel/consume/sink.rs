@@ -1,0 +1,150 @@
+//! Where a consumer's deliveries go: into a queue, or straight to an inline handler. And which consumers a channel has.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{inline::Inline, queue::DeliveryQueue};
+use crate::{
+    channel::Core,
+    connection::{events::Event, state::Batch},
+    error::{Error, Result, Scope},
+};
+
+/// What the channel knows of a consumer.
+#[derive(Clone)]
+pub(in crate::channel) enum Sink {
+    Queue(Arc<DeliveryQueue>),
+    Inline(Arc<Inline>),
+}
+
+impl Sink {
+    fn tag(&self) -> &str {
+        match self {
+            Sink::Queue(queue) => &queue.tag,
+            Sink::Inline(inline) => &inline.tag,
+        }
+    }
+
+    fn no_ack(&self) -> bool {
+        match self {
+            Sink::Queue(queue) => queue.no_ack,
+            Sink::Inline(inline) => inline.no_ack,
+        }
+    }
+
+    fn is(&self, other: &Sink) -> bool {
+        match (self, other) {
+            (Sink::Queue(this), Sink::Queue(other)) => Arc::ptr_eq(this, other),
+            (Sink::Inline(this), Sink::Inline(other)) => Arc::ptr_eq(this, other),
+            _ => false,
+        }
+    }
+
+    fn cancel(&self, limit: Duration) -> Result<()> {
+        match self {
+            Sink::Queue(queue) => queue.cancel(limit),
+            Sink::Inline(inline) => inline.cancel(limit),
+        }
+    }
+
+    pub(in crate::channel) fn end(&self, end: End) {
+        match self {
+            Sink::Queue(queue) => queue.end(end),
+            Sink::Inline(inline) => inline.end(end),
+        }
+    }
+}
+
+/// How a consumer ended.
+#[derive(Debug)]
+pub(in crate::channel) enum End {
+    /// By the program; what was delivered is still returned.
+    Cancelled,
+    /// By the broker; what was delivered is still returned and can be acked.
+    CancelledByServer,
+    /// With its channel. Queued deliveries that were to be acked come again, so they are dropped (those that the
+    /// consumer had taken from the queue are still returned); those of a consumer without acks are the only copies,
+    /// and are all returned.
+    Lost(Error),
+}
+
+impl Core {
+    /// Gives a new consumer its place, before the broker is asked: deliveries may overtake the answer.
+    ///
+    /// # Errors
+    /// The tag is in use; the channel is closed.
+    pub(in crate::channel) fn add_consumer(&self, sink: Sink) -> Result<()> {
+        let mut state = self.lock();
+        state.check_open()?;
+        // Under the lock under which a shutdown looks for consumers: it finds this one, or this finds the shutdown.
+        if self.connection.work.is_refusing() {
+            return Err(Error::Closed(Scope::Connection));
+        }
+        let tag = sink.tag();
+        if state.consumers.contains_key(tag.as_bytes()) {
+            return Err(Error::invalid(format!("consumer tag {tag:?} is in use on this channel")));
+        }
+        state.consumers.insert(tag.as_bytes().into(), sink);
+        Ok(())
+    }
+
+    /// Cancels every consumer, and waits for the broker's answers, for at most `limit` altogether.
+    pub(in crate::channel) fn cancel_consumers(&self, limit: Duration) -> Result<()> {
+        let started = Instant::now();
+        let sinks: Vec<Sink> = self.lock().consumers.values().cloned().collect();
+        for sink in sinks {
+            let left = limit.saturating_sub(started.elapsed());
+            match sink.cancel(left) {
+                // It may have been cancelled meanwhile.
+                Err(_) if !self.has_consumer(&sink) => {}
+                result => result?,
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn has_consumer(&self, sink: &Sink) -> bool {
+        self.lock().consumers.get(sink.tag().as_bytes()).is_some_and(|other| other.is(sink))
+    }
+
+    /// The reader's: deliveries for a consumer, which may be taken. Those for a tag that is unknown, or not known any
+    /// more, are ignored; the broker gets them back when the channel is closed.
+    pub(in crate::channel) fn delivered(&self, consumer_tag: &[u8], batch: &mut Batch) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let Some(sink) = state.consumers.get(consumer_tag).cloned() else { return };
+        if !sink.no_ack() {
+            for arrived in &batch.deliveries {
+                state.unacked.insert(arrived.delivery_tag);
+            }
+        }
+        let epoch = state.epoch;
+        drop(guard);
+        match sink {
+            Sink::Queue(queue) => queue.put(epoch, std::mem::take(batch)),
+            Sink::Inline(inline) => inline.deliver(epoch, batch),
+        }
+    }
+
+    /// The reader's: the broker has confirmed that a consumer is cancelled.
+    pub(in crate::channel) fn consumer_ended(&self, consumer_tag: &[u8]) {
+        self.remove_consumer(consumer_tag, End::Cancelled);
+    }
+
+    /// The reader's: the broker has cancelled a consumer.
+    pub(in crate::channel) fn consumer_cancelled(&self, consumer_tag: &[u8]) {
+        self.remove_consumer(consumer_tag, End::CancelledByServer);
+        let consumer_tag = || String::from_utf8_lossy(consumer_tag).into();
+        let channel = self.gate.channel();
+        self.connection.feeds.emit(|| Event::ConsumerCancelled { channel, consumer_tag: consumer_tag() });
+    }
+
+    fn remove_consumer(&self, consumer_tag: &[u8], end: End) {
+        let entry = self.lock().consumers.remove(consumer_tag);
+        if let Some(entry) = entry {
+            entry.end(end);
+        }
+    }
+}
