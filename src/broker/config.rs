@@ -170,13 +170,21 @@ pub struct User {
     pub permissions: Vec<Permissions>,
     /// Whether connections from other machines are refused. Default: false.
     pub loopback_only: bool,
+    /// Whether messages may name another user in their property `user_id`. Default: false.
+    pub impersonator: bool,
 }
 
 impl User {
     /// A user who may do nothing yet.
     #[must_use]
     pub fn new(name: impl Into<String>, password: impl Into<Secret>) -> User {
-        User { name: name.into(), password: password.into(), permissions: Vec::new(), loopback_only: false }
+        User {
+            name: name.into(),
+            password: password.into(),
+            permissions: Vec::new(),
+            loopback_only: false,
+            impersonator: false,
+        }
     }
 
     /// Adds what the user may do on one virtual host, in place of what was said about it before.
@@ -191,6 +199,13 @@ impl User {
     #[must_use]
     pub fn loopback_only(mut self, loopback_only: bool) -> User {
         self.loopback_only = loopback_only;
+        self
+    }
+
+    /// Sets [`impersonator`](User::impersonator).
+    #[must_use]
+    pub fn impersonator(mut self, impersonator: bool) -> User {
+        self.impersonator = impersonator;
         self
     }
 }

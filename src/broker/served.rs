@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::{
+    config::User,
     failure::Failure,
     hub::Hub,
     model::{ChannelId, Effect, Payload, SessionId, Vhost},
@@ -127,10 +128,10 @@ impl Turn<'_> {
         self.state.ports.contains_key(&session)
     }
 
-    pub(super) fn open_session(&mut self, presence: &Arc<Presence>, user: &str) {
+    pub(super) fn open_session(&mut self, presence: &Arc<Presence>, user: &User) {
         let port =
             Port { presence: presence.clone(), channels: HashMap::new(), writable: true, dirty: false };
-        self.state.model.open_session(presence.id, user, false);
+        self.state.model.open_session(presence.id, &user.name, user.impersonator);
         self.state.ports.insert(presence.id, port);
     }
 

@@ -246,7 +246,7 @@ impl Session<'_> {
                 turn.finish();
                 return Err(unknown());
             }
-            turn.open_session(self.presence, &user.name);
+            turn.open_session(self.presence, user);
             lock(&self.presence.details).served = Some(served.clone());
             turn.method(ChannelId { session: self.presence.id, number: 0 }, &ConnectionOpenOk::default());
             turn.finish();
