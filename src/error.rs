@@ -39,6 +39,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | [`Settled`](Error::Settled) | you, or a channel error in between | drop the delivery |
 /// | [`Malformed`](Error::Malformed) | the sender of one message | reject that message |
 /// | [`Handler`](Error::Handler) | your message handler | read what it said |
+/// | [`Remote`](Error::Remote) | the server of a [request](crate::rpc) | read what it said |
 /// | [`WouldDeadlock`](Error::WouldDeadlock) | you | make the call on another thread |
 #[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
@@ -159,6 +160,11 @@ pub enum Error {
     /// A message handler returned an error or panicked, and the listener ended for it. The message was not acked.
     #[error("{0}")]
     Handler(Arc<HandlerFailure>),
+
+    /// The server of a request could not handle it, and this is what it says about it; see
+    /// [`rpc`](crate::rpc::ERROR_HEADER).
+    #[error("the server could not handle the request: {0}")]
+    Remote(Arc<str>),
 
     /// The call waits, and was made where waiting would never end: by an inline handler on the connection's reader
     /// thread, or by a handler for the end of its own listener. Nothing was sent.

@@ -90,12 +90,12 @@ pub mod fuzzing;
 mod fuzzing;
 #[cfg(any(doc, doctest))]
 pub mod guide;
-/// What `patterns` uses beside the public API.
+/// What `patterns` uses beside the public API: these, and `Confirm::poll` and `Confirm::expecting`.
 mod hooks {
     pub(crate) use crate::{
         channel::Control,
         connection::work::Job,
-        sync::{Latch, Waiter, lock},
+        sync::{GivenUp, Latch, OneShot, Waiter, lock},
     };
 }
 mod patterns;
@@ -129,6 +129,7 @@ pub use patterns::{
     listen::Listen,
     listener::Listener,
     policy::{Destination, Failed, FailurePolicy},
+    rpc,
 };
 pub use protocol::{
     frame::FrameKind,

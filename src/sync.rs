@@ -233,6 +233,18 @@ impl<T> OneShot<T> {
         }
     }
 
+    /// The value if it is there; if not, `waiter` is woken when it comes.
+    pub(crate) fn poll(&self, waiter: &Waiter) -> Option<T> {
+        let mut state = lock(&self.0);
+        match std::mem::replace(&mut *state, State::Empty) {
+            State::Full(value) => Some(value),
+            State::Empty | State::Awaited(_) => {
+                *state = State::Awaited(waiter.clone());
+                None
+            }
+        }
+    }
+
     /// Waits for the value until `deadline`.
     pub(crate) fn wait(&self, deadline: Option<Instant>) -> Result<T, GivenUp> {
         if let Some(value) = self.take() {
@@ -240,12 +252,9 @@ impl<T> OneShot<T> {
         }
         let waiter = Waiter::new();
         loop {
-            let mut state = lock(&self.0);
-            match std::mem::replace(&mut *state, State::Empty) {
-                State::Full(value) => return Ok(value),
-                State::Empty | State::Awaited(_) => *state = State::Awaited(waiter.clone()),
+            if let Some(value) = self.poll(&waiter) {
+                return Ok(value);
             }
-            drop(state);
             if let Err(given_up) = waiter.park(deadline) {
                 return self.take().ok_or(given_up);
             }

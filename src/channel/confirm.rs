@@ -111,6 +111,23 @@ impl Confirm {
         self.outcome.clone()
     }
 
+    /// The outcome if it is here; if not, `waiter` is woken when it comes.
+    pub(crate) fn poll(&mut self, waiter: &Waiter) -> Option<Outcome> {
+        if self.outcome.is_none() {
+            let outcome = self.coming.poll(waiter);
+            self.keep(outcome);
+        }
+        self.outcome.clone()
+    }
+
+    /// For a caller that is about to wait for the outcome, or for what comes of it: writes what was gathered, and has
+    /// the connection read on until the result is dropped.
+    pub(crate) fn expecting(&self) -> impl Drop + use<'_> {
+        let awaiting = self.core.connection.incoming.awaiting();
+        self.core.connection.outgoing.flush();
+        awaiting
+    }
+
     fn keep(&mut self, outcome: Option<Outcome>) {
         if outcome.as_ref().is_some_and(|outcome| !matches!(outcome, Outcome::Acked)) {
             lock(&self.core.confirms.state).tracker.told(self.numbered.id);

@@ -9,5 +9,6 @@ mod handoff;
 pub(crate) mod listen;
 pub(crate) mod listener;
 pub(crate) mod policy;
+pub mod rpc;
 mod running;
 mod tries;

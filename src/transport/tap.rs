@@ -10,7 +10,6 @@
 //! Invariant: no lock is held while a filter runs.
 
 use std::{
-    any::Any,
     fmt,
     io::{self, IoSlice},
     panic::{self, AssertUnwindSafe},
@@ -22,7 +21,7 @@ use std::{
 };
 
 use super::{Patience, Transport};
-use crate::sync::lock;
+use crate::{error::panic_message, sync::lock};
 
 /// Outgoing bytes that are copied for a filter at once.
 const FILTER_AT_ONCE: usize = 64 * 1024;
@@ -147,14 +146,6 @@ impl<F: ?Sized> Slot<F> {
 impl<F: ?Sized> fmt::Debug for Slot<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Slot").field("in_use", &self.in_use).finish_non_exhaustive()
-    }
-}
-
-fn panic_message(panicked: &(dyn Any + Send)) -> &str {
-    match (panicked.downcast_ref::<&str>(), panicked.downcast_ref::<String>()) {
-        (Some(text), _) => text,
-        (_, Some(text)) => text,
-        _ => "a panic without a message",
     }
 }
 
