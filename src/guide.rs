@@ -55,6 +55,12 @@ pub mod publishing {}
 pub mod consuming {}
 
 #[doc = include_str!("guide/links.md")]
+#[doc = include_str!("../docs/rpc.md")]
+///
+/// In the reference: [`rpc`](crate::rpc), [`Listener`](crate::Listener), [`Listen`](crate::Listen).
+pub mod rpc {}
+
+#[doc = include_str!("guide/links.md")]
 #[doc = include_str!("../docs/transactions.md")]
 ///
 /// In the reference: [`Transaction`](crate::Transaction),

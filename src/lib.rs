@@ -35,6 +35,7 @@
 //! | [`BasicProperties`], [`FieldTable`] | a message's properties and headers |
 //! | [`Confirm`], [`Outcome`] | what became of a published message |
 //! | [`Transaction`] | publishes and acks that take effect together |
+//! | [`rpc`] | requests and answers |
 //! | [`Deferred`], [`Pending`] | calls that are sent now and answered later |
 //! | [`Events`] | what happens on a connection, in order |
 //! | [`Frame`] | what goes over the wire, for [those who look](Connection::set_frame_tap) |
@@ -48,7 +49,7 @@
 //! The [guide] explains how the parts work together, page by page: [introduction](guide::introduction), [sync
 //! and async](guide::sync_and_async), [connecting](guide::connecting), [channels](guide::channels), [queues
 //! and exchanges](guide::queues_and_exchanges), [publishing](guide::publishing),
-//! [consuming](guide::consuming), [transactions](guide::transactions), [errors](guide::errors), [events and
+//! [consuming](guide::consuming), [RPC and topologies](guide::rpc), [transactions](guide::transactions), [errors](guide::errors), [events and
 //! blocked connections](guide::events_and_blocked), [taps](guide::taps), [glossary](guide::glossary).
 //!
 //! # Promises

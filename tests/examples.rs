@@ -6,9 +6,10 @@ mod common;
 
 use std::{
     env, fs,
+    io::{BufRead, BufReader},
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Child, Command, Output, Stdio},
     sync::OnceLock,
 };
 
@@ -142,13 +143,52 @@ fn every_example_has_its_output_here() {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         // Those need certificates: tests/tls runs them.
         let with_tls = name == "tls" || name == "tls_custom";
+        // They run together: the test below.
+        let rpc = name == "server" || name == "client";
         assert!(
-            with_tls || OUTPUTS.iter().any(|(example, _)| *example == name),
+            with_tls || rpc || OUTPUTS.iter().any(|(example, _)| *example == name),
             "{name} has no expected output"
         );
         let lines = fs::read_to_string(&path).unwrap().lines().count();
         assert!(lines <= 60, "{name} has {lines} lines");
     }
+}
+
+/// A program that is ended with this value.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The server of the examples answers their client, more than once.
+#[test]
+fn the_server_answers_the_client() {
+    on_each_broker(|broker| {
+        let mut server = Command::new(built().join("server"));
+        let server = server.env("AMQP_URL", broker.uri()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut server = Running(server);
+        let mut line = String::new();
+        BufReader::new(server.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "serving examples\n");
+        for _ in 0..2 {
+            let output = run("client", &broker.uri());
+            assert_eq!(
+                (&*text(&output.stdout), &*text(&output.stderr)),
+                (
+                    "Twas brillig, and the slithy toves => TWAS BRILLIG, AND THE SLITHY TOVES\n\
+                     Did gire and gymble in the wabe. => DID GIRE AND GYMBLE IN THE WABE.\n\
+                     All mimsy were the borogroves, => ALL MIMSY WERE THE BOROGROVES,\n\
+                     And the mome raths outgrabe. => AND THE MOME RATHS OUTGRABE.\n",
+                    ""
+                )
+            );
+        }
+        Ok(())
+    });
 }
 
 /// Without a broker an example says whom it tried to reach and what went wrong, and fails.

@@ -59,6 +59,7 @@ const PAGES: &[&str] = &[
     "docs/introduction.md",
     "docs/publishing.md",
     "docs/queues-and-exchanges.md",
+    "docs/rpc.md",
     "docs/sync-and-async.md",
     "docs/taps.md",
     "docs/transactions.md",
@@ -83,6 +84,7 @@ pages! {
     introduction "docs/introduction.md"
     publishing "docs/publishing.md"
     queues_and_exchanges "docs/queues-and-exchanges.md"
+    rpc "docs/rpc.md"
     sync_and_async "docs/sync-and-async.md"
     taps "docs/taps.md"
     transactions "docs/transactions.md"
