@@ -96,7 +96,7 @@ mod hooks {
     pub(crate) use crate::{
         channel::Control,
         connection::work::Job,
-        sync::{GivenUp, Latch, OneShot, Waiter, lock},
+        sync::{Latch, OneShot, Waiter, lock, may_wait},
     };
 }
 mod patterns;

@@ -13,7 +13,7 @@ mod latch;
 mod reader;
 
 pub(crate) use latch::Latch;
-pub(crate) use reader::{may_wait, never_wait_here, waits_never};
+pub(crate) use reader::{may_wait, never_wait_here, waits_never, without_waiting};
 
 use std::{
     collections::VecDeque,

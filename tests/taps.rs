@@ -295,6 +295,54 @@ fn a_panic_removes_the_tap_and_not_the_connection() {
     });
 }
 
+/// Rows 76, 104: a call that waits is an error in a tap and a filter, whichever thread runs it, and one that does not is
+/// done; the connection goes on.
+#[test]
+fn a_call_in_a_tap_does_not_wait() {
+    on_each_broker(|broker| {
+        let (connection, channel) = broker.channel();
+        channel.queue_declare("q")?;
+        let (results, outcomes) = std::sync::mpsc::channel();
+        let calls = {
+            let (channel, connection) = (channel.clone(), connection.clone());
+            Arc::new(move |direction: Direction| {
+                let would_wait = [
+                    channel.queue_declare("never").map(drop),
+                    channel.flow(true).map(drop),
+                    channel.basic_get("q").map(drop),
+                    connection.channel().map(drop),
+                    connection.close(),
+                ];
+                let published = channel.basic_publish("", "q", "from a tap");
+                results.send((direction, would_wait, published)).unwrap();
+            })
+        };
+        // Once for each direction, or what is published in it would never end.
+        let once = |calls: Arc<dyn Fn(Direction) + Send + Sync>| {
+            let done = [AtomicBool::new(false), AtomicBool::new(false)];
+            move |direction: Direction| {
+                let mine = &done[usize::from(direction == Direction::Incoming)];
+                if !mine.swap(true, Ordering::SeqCst) {
+                    calls(direction);
+                }
+            }
+        };
+        let (in_filter, in_tap) = (once(calls.clone()), once(calls));
+        connection.set_byte_filter(move |direction, _| in_filter(direction));
+        connection.set_frame_tap(move |frame| in_tap(frame.direction()));
+        channel.queue_declare("q")?;
+        for _ in 0..4 {
+            let (direction, would_wait, published) = outcomes.recv_timeout(SOON).expect("called");
+            for error in would_wait.into_iter().map(Result::unwrap_err) {
+                assert!(matches!(error, Error::WouldDeadlock), "{direction}: {error}");
+            }
+            published?;
+        }
+        holds(&channel, "q", 4);
+        connection.close()
+    });
+}
+
 /// Row 104: a tap that owns its connection does not keep it alive beyond its close.
 #[test]
 fn a_closed_connection_drops_its_taps() {

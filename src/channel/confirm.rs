@@ -122,10 +122,13 @@ impl Confirm {
 
     /// For a caller that is about to wait for the outcome, or for what comes of it: writes what was gathered, and has
     /// the connection read on until the result is dropped.
-    pub(crate) fn expecting(&self) -> impl Drop + use<'_> {
-        let awaiting = self.core.connection.incoming.awaiting();
+    ///
+    /// # Errors
+    /// [`Error::WouldDeadlock`] on a thread that must never wait.
+    pub(crate) fn expecting(&self) -> Result<impl Drop + use<'_>> {
+        let awaiting = self.core.connection.incoming.awaiting()?;
         self.core.connection.outgoing.flush();
-        awaiting
+        Ok(awaiting)
     }
 
     fn keep(&mut self, outcome: Option<Outcome>) {

@@ -292,7 +292,8 @@ impl Connection {
     /// For what comes in, on the thread that reads; for what goes out, on the thread that writes at that moment, which
     /// is a caller's or the writer thread. Never two calls at once for one direction, but the two directions at the
     /// same time. It holds up the whole connection, heartbeats included: it must be fast, and must not wait for
-    /// anything.
+    /// anything. A call of this crate that would wait fails with [`Error::WouldDeadlock`](crate::Error::WouldDeadlock)
+    /// instead.
     ///
     /// A filter that panics is removed, what that call has changed is undone, and the connection goes on; the panic
     /// is logged as an error and reported by [`Event::TapFailed`].

@@ -1,5 +1,5 @@
-//! Threads that must never wait, because others wait for what they do: the reader of a connection, on which inline
-//! handlers run.
+//! Where nobody may wait, because others wait for what is done there: the reader of a connection, on which inline
+//! handlers run, and whatever thread runs a tap.
 
 use std::cell::Cell;
 
@@ -12,6 +12,18 @@ thread_local! {
 /// From now on no wait is allowed on this thread: each fails with [`Error::WouldDeadlock`].
 pub(crate) fn never_wait_here() {
     WAITS_NEVER.set(true);
+}
+
+/// Does `work`, in which every wait fails with [`Error::WouldDeadlock`].
+pub(crate) fn without_waiting<T>(work: impl FnOnce() -> T) -> T {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            WAITS_NEVER.set(self.0);
+        }
+    }
+    let _restore = Restore(WAITS_NEVER.replace(true));
+    work()
 }
 
 /// This thread must never wait.

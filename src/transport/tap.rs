@@ -21,7 +21,10 @@ use std::{
 };
 
 use super::{Patience, Transport};
-use crate::{error::panic_message, sync::lock};
+use crate::{
+    error::panic_message,
+    sync::{lock, without_waiting},
+};
 
 /// Outgoing bytes that are copied for a filter at once.
 const FILTER_AT_ONCE: usize = 64 * 1024;
@@ -123,10 +126,13 @@ impl<F: ?Sized> Slot<F> {
         }
     }
 
-    /// Calls a function that [`get`](Slot::get) returned. If it panics it is removed, which is logged and reported,
+    /// Calls a function that [`get`](Slot::get) returned; it cannot wait for what the caller holds up. If it panics it is removed, which is logged and reported,
     /// and this returns false.
     pub(crate) fn call(&self, function: &Arc<F>, call: impl FnOnce(&F)) -> bool {
-        let Err(panicked) = panic::catch_unwind(AssertUnwindSafe(|| call(function))) else { return true };
+        let Err(panicked) = panic::catch_unwind(AssertUnwindSafe(|| without_waiting(|| call(function))))
+        else {
+            return true;
+        };
         let mut held = lock(&self.function);
         // Unless another one was set meanwhile.
         let removed = held.take_if(|held| Arc::ptr_eq(held, function));

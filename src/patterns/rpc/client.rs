@@ -20,7 +20,7 @@ use super::ERROR_HEADER;
 use crate::{
     BasicProperties, Channel, Connection, Consume, Consumer, Delivery, Error, Outcome, Publish, QueueDeclare,
     Result, Scope, Timeout,
-    hooks::{GivenUp, OneShot, Waiter, lock},
+    hooks::{OneShot, Waiter, lock, may_wait},
 };
 
 /// RabbitMQ's name for "the consumer on this channel".
@@ -174,6 +174,7 @@ impl Client {
     ///   [counted](Client::late_replies). Nobody takes the request back: set its `expiration` property if it is of no
     ///   use after that time.
     /// - [`Error::Invalid`]: the request has a `reply_to` or a `correlation_id` already. Nothing was sent.
+    /// - [`Error::WouldDeadlock`]: in an inline handler or a tap. Nothing was sent.
     /// - Those of [`basic_publish`](Channel::basic_publish), and the reason why the channel or the connection was lost.
     ///
     /// ```no_run
@@ -194,6 +195,7 @@ impl Client {
     }
 
     fn send(&self, request: Publish<'_>, timeout: Duration) -> Result<Delivery> {
+        may_wait()?;
         let deadline = Instant::now().checked_add(timeout);
         let properties = request.properties.cloned().unwrap_or_default();
         if properties.reply_to.is_some() || properties.correlation_id.is_some() {
@@ -220,17 +222,13 @@ impl Client {
                     None => {}
                 }
             }
-            let expecting = confirm.expecting();
+            let expecting = confirm.expecting()?;
             let parked = waiter.park(deadline);
             drop(expecting);
-            match parked {
-                Ok(()) => {}
-                Err(GivenUp::Cancelled) => return Err(Error::Cancelled),
-                Err(GivenUp::TooLate) => {
-                    return call.coming.take().unwrap_or_else(|| {
-                        Err(Error::Timeout(Timeout { waiting_for: ANSWER, limit: timeout }))
-                    });
-                }
+            if let Err(why) = parked {
+                let error = why.forbidden();
+                let error = error.unwrap_or(Error::Timeout(Timeout { waiting_for: ANSWER, limit: timeout }));
+                return call.coming.take().unwrap_or(Err(error));
             }
         }
     }
