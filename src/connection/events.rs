@@ -18,7 +18,7 @@ use crate::{
     sync::{Waiter, lock, wake_all},
 };
 
-/// How many events wait for a slow reader of the feed before the oldest are dropped.
+/// How many events wait for a slow reader of the feed before the oldest are dropped, confirms first.
 const FEED_LENGTH: usize = 1000;
 
 /// Something that happened on a connection.
@@ -94,7 +94,8 @@ pub enum Event {
 /// A feed of [`Event`]s, in order: an iterator that waits for the next one and ends after
 /// [`Event::Closed`].
 ///
-/// It begins when it is made. It holds up nobody: when 1000 events wait, the oldest are dropped and counted.
+/// It begins when it is made. It holds up nobody: when 1000 events wait, the oldest are dropped and counted; of these
+/// the [`Confirmed`](Event::Confirmed) first.
 pub struct Events(Arc<Feed>);
 
 #[derive(Debug, Default)]
@@ -114,7 +115,9 @@ impl Feed {
         state.ended |= matches!(event, Event::Closed { .. });
         state.events.push_back(event);
         if state.events.len() > FEED_LENGTH {
-            state.events.pop_front();
+            // Confirms come by the thousand, and each is told elsewhere as well: they must not push out an alarm.
+            let confirm = state.events.iter().position(|event| matches!(event, Event::Confirmed { .. }));
+            state.events.remove(confirm.unwrap_or(0));
             state.missed += 1;
         }
         let waiting = std::mem::take(&mut state.waiting);
