@@ -20,6 +20,27 @@ use socket2::{Domain, Socket, Type};
 /// the broker made up by `amq.gen-*`.
 const OUTPUTS: &[(&str, &str)] = &[
     ("hello_world", "Hello World!\n"),
+    ("async_subscriber", "message 1\nmessage 2\nmessage 3\n"),
+    (
+        "stateful_handler",
+        "An instance (count: 1) got one\nAn instance (count: 2) got two\nAn instance (count: 3) got three\n",
+    ),
+    ("worker_queue", "100 messages, handled by 4 threads, with the sum 5050\n"),
+    (
+        "transformer",
+        "testOut: {\"count\": 1}\ntestOut: {\"count\": 42}\ntestTransformerError: poison (there is no count)\n",
+    ),
+    (
+        "consumer",
+        "Received frame with count 1\nReceived frame with count 2\nReceived frame with count 3\n\
+         2 messages in the error queue\n",
+    ),
+    (
+        "listeners",
+        "event: connected\nevent: handler failed: cannot do this\nexception: cannot do this\n\
+         event: consumer cancelled by the broker\nthe listener: the broker cancelled consumer \"worker\" (was its queue deleted?)\n\
+         event: closed: the connection was closed by the application\n",
+    ),
     (
         "sync_model",
         "the broker named the queue amq.gen-*\n\
