@@ -77,7 +77,7 @@ fn panics_under_load_are_accounted_for_exactly() {
                 let handler = move |delivery: &Delivery| {
                     let number: u32 = delivery.text()?.parse()?;
                     *seen.lock().unwrap().entry(number).or_default() += 1;
-                    if number % 10 == 0 {
+                    if number.is_multiple_of(10) {
                         panic!("number {number}");
                     }
                     Ok(())
@@ -96,7 +96,7 @@ fn panics_under_load_are_accounted_for_exactly() {
                 holds(&channel, "errors", *forwarded);
                 eventually("all are tried", || {
                     let tried = tried.lock().unwrap();
-                    let done = |number: u32| if number % 10 == 0 { *tries } else { 1 };
+                    let done = |number: u32| if number.is_multiple_of(10) { *tries } else { 1 };
                     (0..MESSAGES).all(|number| tried.get(&number) == Some(&done(number)))
                 });
                 assert!(listener.wait_timeout(Duration::ZERO).is_none(), "it lives");
@@ -145,7 +145,7 @@ fn a_failure_stops_the_listener_by_default() {
             assert_eq!((failure.panicked, &*failure.consumer_tag), (panics, listener.consumer_tag()));
             assert!(failure.not_forwarded.is_none());
             let source = std::error::Error::source(&*failure);
-            assert_eq!(source.is_some_and(|source| source.is::<std::fmt::Error>()), !panics);
+            assert_eq!(source.and_then(|source| source.downcast_ref::<std::fmt::Error>()).is_some(), !panics);
             if panics {
                 assert_eq!(&*failure.reason, "five");
             }
