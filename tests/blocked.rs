@@ -342,14 +342,14 @@ struct Alarm<'b>(&'b Broker);
 impl Alarm<'_> {
     fn raise(broker: &Broker) -> Alarm<'_> {
         let alarm = Alarm(broker);
-        broker.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
+        broker.set_alarm(true);
         alarm
     }
 }
 
 impl Drop for Alarm<'_> {
     fn drop(&mut self) {
-        self.0.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+        self.0.set_alarm(false);
     }
 }
 

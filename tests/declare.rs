@@ -7,7 +7,7 @@ mod common;
 use std::time::Duration;
 
 use common::{
-    brokers::{Broker, on_each_broker},
+    brokers::on_each_broker,
     proxy::Direction,
     queues::{holds, stays_at},
 };
@@ -283,14 +283,6 @@ fn refusals_come_back_at_the_call() {
     });
 }
 
-fn arguments_of(broker: &Broker, queue: &str) -> String {
-    let path = format!("/api/queues/{}/{queue}", broker.vhost);
-    let (status, body) = broker.management("GET", &path, "").expect("the management API answers");
-    assert_eq!(status, 200, "{body}");
-    let (_, arguments) = body.split_once("\"arguments\":{").expect("arguments");
-    arguments.split('}').next().unwrap_or_default().to_owned()
-}
-
 /// Row 42: the typed helpers say to the broker what they mean, and leave room for others.
 #[test]
 fn typed_arguments_reach_the_broker() {
@@ -310,7 +302,7 @@ fn typed_arguments_reach_the_broker() {
                 .single_active_consumer()
                 .argument("x-mine", true),
         )?;
-        let known = arguments_of(broker, "classic");
+        let known = broker.arguments_of("classic");
         for argument in [
             r#""x-queue-type":"classic""#,
             r#""x-message-ttl":60000"#,
@@ -327,16 +319,16 @@ fn typed_arguments_reach_the_broker() {
             assert!(known.contains(argument), "{argument} in {known}");
         }
         channel.queue_declare(QueueDeclare::new("lazy").lazy().overflow(Overflow::DropHead))?;
-        let known = arguments_of(broker, "lazy");
+        let known = broker.arguments_of("lazy");
         assert!(known.contains(r#""x-queue-mode":"lazy""#) && known.contains("drop-head"), "{known}");
 
         channel.queue_declare(QueueDeclare::new("quorum").quorum().delivery_limit(5))?;
-        let known = arguments_of(broker, "quorum");
+        let known = broker.arguments_of("quorum");
         assert!(known.contains(r#""x-queue-type":"quorum""#), "{known}");
         assert!(known.contains(r#""x-delivery-limit":5"#), "{known}");
 
         channel.queue_declare(QueueDeclare::new("stream").stream())?;
-        assert!(arguments_of(broker, "stream").contains(r#""x-queue-type":"stream""#));
+        assert!(broker.arguments_of("stream").contains(r#""x-queue-type":"stream""#));
 
         let error = channel.queue_declare(QueueDeclare::new("odd").queue_type(QueueType::Other("x-odd")));
         assert!(matches!(error.unwrap_err(), Error::Refused(_)));

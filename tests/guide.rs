@@ -259,15 +259,14 @@ struct Vhost<'b> {
 impl Vhost<'_> {
     fn new(broker: &Broker) -> Vhost<'_> {
         let name = unique("snippet");
-        let created = broker.management("PUT", &format!("/api/vhosts/{name}"), "");
-        assert_eq!(created.expect("the management API answers").0, 201);
+        broker.create_vhost(&name);
         Vhost { name, broker }
     }
 }
 
 impl Drop for Vhost<'_> {
     fn drop(&mut self) {
-        let _ = self.broker.management("DELETE", &format!("/api/vhosts/{}", self.name), "");
+        let _ = self.broker.delete_vhost(&self.name);
     }
 }
 

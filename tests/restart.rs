@@ -20,7 +20,7 @@ fn a_restarted_broker_says_goodbye_and_can_be_used_again() {
         holds(&channel, "durable", 2);
         let mut consumer = channel.basic_consume("mine")?;
 
-        broker.ctl(&["restart"]);
+        broker.restart();
         let errors = [
             consumer.next().unwrap().unwrap_err(),
             channel.basic_publish("", "durable", "too late").unwrap_err(),

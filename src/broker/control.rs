@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, sync::atomic::Ordering, time::Duration};
 
-use super::{Broker, ConfirmMode, LoggedFrame, User, failure::Failure, model::SessionId, presence::Presence};
+use super::{
+    Broker, ConfirmMode, LoggedFrame, Permissions, User, failure::Failure, model::SessionId,
+    presence::Presence,
+};
 use crate::{error::ReplyCode, protocol::value::FieldTable, sync::lock};
 
 /// A connection, as the broker sees it.
@@ -47,6 +50,17 @@ impl Broker {
     /// Adds a virtual host; false when it was there. Users need [permissions](super::Permissions) for it.
     pub fn add_vhost(&self, name: &str) -> bool {
         self.hub.add_vhost(name)
+    }
+
+    /// The names of all virtual hosts.
+    pub fn vhosts(&self) -> Vec<String> {
+        self.hub.all_vhosts().iter().map(|served| served.name.clone()).collect()
+    }
+
+    /// Sets what a user may do on a virtual host, for connections that are opened from now on; false when there is no
+    /// such user.
+    pub fn set_permissions(&self, user: &str, permissions: Permissions) -> bool {
+        self.hub.set_permissions(user, permissions)
     }
 
     /// Deletes a virtual host and everything in it, and closes its connections; false when there was none.

@@ -17,7 +17,7 @@ use std::{
 
 use super::{
     clock::Clock,
-    config::{BrokerConfig, User},
+    config::{BrokerConfig, Permissions, User},
     frame_log::FrameLog,
     model::{SessionId, Settings, Vhost},
     presence::Presence,
@@ -138,6 +138,14 @@ impl Hub {
         let mut users = lock(&self.users);
         users.retain(|known| known.name != user.name);
         users.push(user);
+    }
+
+    pub(super) fn set_permissions(&self, user: &str, permissions: Permissions) -> bool {
+        let mut users = lock(&self.users);
+        let Some(user) = users.iter_mut().find(|known| known.name == user) else { return false };
+        user.permissions.retain(|known| known.vhost != permissions.vhost);
+        user.permissions.push(permissions);
+        true
     }
 
     pub(super) fn remove_user(&self, name: &str) -> bool {

@@ -4,7 +4,7 @@
 //! a test see and break everything. Programs use it as they use RabbitMQ; point their URI at RabbitMQ when messages
 //! have to survive the process.
 //!
-//! ```no_run
+//! ```
 //! use leveret::broker::Broker;
 //!
 //! let broker = Broker::start();
@@ -29,6 +29,7 @@ mod control;
 mod failure;
 mod frame_log;
 mod hub;
+mod inspect;
 mod link;
 mod listener;
 // Until the sessions use all of it.
@@ -54,6 +55,7 @@ pub use config::Identity;
 pub use config::{BrokerConfig, Permissions, User};
 pub use control::ConnectionInfo;
 pub use frame_log::{Direction, LoggedFrame};
+pub use inspect::{BindingInfo, ConsumerInfo, ExchangeInfo, PeekedMessage, QueueInfo};
 pub use model::Emulate;
 pub use tamper::ConfirmMode;
 

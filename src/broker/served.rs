@@ -295,6 +295,12 @@ impl Turn<'_> {
             for effect in effects {
                 self.effect(effect);
             }
+            for session in self.state.model.take_sated() {
+                let State { model, ports, .. } = &mut *self.state;
+                let Some(port) = ports.get_mut(&session) else { continue };
+                port.writable = !port.presence.link.is_full();
+                model.set_writable(session, port.writable);
+            }
         }
     }
 

@@ -1,4 +1,5 @@
-//! The real brokers that tests run against, as `tests/run` lists them in the file `LEVERET_TEST_BROKERS`.
+//! The brokers that tests run against: the one in this process, and the RabbitMQ nodes that `tests/run` lists in the
+//! file `LEVERET_TEST_BROKERS`.
 //!
 //! ```ignore
 //! #[test]
@@ -19,7 +20,7 @@ use std::{
     path::Path,
     process::{self, Command},
     sync::{
-        Once,
+        Arc, Once,
         atomic::{AtomicU32, Ordering},
     },
     thread,
@@ -46,17 +47,30 @@ const MANAGEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// One broker, as a running test sees it: with a virtual host that is the test's own.
 #[derive(Debug, Clone)]
 pub struct Broker {
-    /// For example `rabbitmq-3.10`.
+    /// For example `rabbitmq-3.10`, or [`IN_PROCESS`].
     pub name: String,
-    /// For example `3.10.8`.
+    /// For example `3.10.8`; that of the RabbitMQ whose behaviour it has.
     pub version: String,
     pub vhost: String,
     address: SocketAddr,
-    management: String,
-    ctl: String,
+    way: Way,
 }
 
-/// Runs `body` once for each broker. Without brokers it says that it does not, and a broker that was promised
+/// The name of the broker in this process.
+pub const IN_PROCESS: &str = "in-process";
+
+/// What can be done to a broker beside AMQP.
+#[derive(Debug, Clone)]
+enum Way {
+    RabbitMq {
+        management: String,
+        ctl: String,
+    },
+    #[cfg(feature = "broker")]
+    InProcess(Arc<leveret::broker::Broker>),
+}
+
+/// Runs `body` once for each broker: the one in this process, and every RabbitMQ there is. One that was promised
 /// and cannot be reached is a failure.
 ///
 /// A body that ends with an error fails, as one that panics does.
@@ -67,22 +81,61 @@ pub fn on_each_broker(body: impl Fn(&Broker) -> Result<(), Error> + Sync) {
 /// The same for a body that may take longer.
 pub fn on_each_broker_within(limit: Duration, body: impl Fn(&Broker) -> Result<(), Error> + Sync) {
     let test = test_name();
-    let Some(brokers) = listed() else {
+    let Some(rabbits) = listed() else {
         say_once_what_is_left_out();
-        eprintln!("left out, for want of a broker: {test}");
+        if in_process().is_empty() {
+            eprintln!("left out, for want of a broker: {test}");
+        }
+        return run(&test, limit, in_process(), body);
+    };
+    run(&test, limit, in_process().into_iter().chain(rabbits).collect(), body);
+}
+
+/// Runs `body` on RabbitMQ only, for the reason that is said in the output.
+pub fn on_each_rabbitmq(reason: &str, body: impl Fn(&Broker) -> Result<(), Error> + Sync) {
+    let test = test_name();
+    say(&format!("RABBITMQ ONLY: {test}: {reason}"));
+    let Some(rabbits) = listed() else {
+        say_once_what_is_left_out();
         return;
     };
+    run(&test, LIMIT, rabbits, body);
+}
+
+fn run(
+    test: &str,
+    limit: Duration,
+    brokers: Vec<Broker>,
+    body: impl Fn(&Broker) -> Result<(), Error> + Sync,
+) {
     for listed in brokers {
         let _watchdog = Watchdog::new(&format!("{test} on {}", listed.name), limit);
         let named = NamedOnPanic(&listed.name);
-        let vhost = Vhost::new(listed.clone(), &test);
+        let vhost = Vhost::new(listed.clone(), test);
         call(|| body(&vhost.0)).unwrap_or_else(|error| panic!("on {}: {error} ({error:?})", listed.name));
         drop(vhost);
         drop(named);
     }
 }
 
-/// The brokers of the file; `None` when no file is named.
+/// A new broker in this process, so that tests that break it break nothing else.
+fn in_process() -> Vec<Broker> {
+    #[cfg(feature = "broker")]
+    {
+        let broker = leveret::broker::Broker::listen("127.0.0.1:0").expect("the in-process broker starts");
+        vec![Broker {
+            name: IN_PROCESS.into(),
+            version: "4.0.5".into(),
+            vhost: "/".into(),
+            address: broker.address().expect("an address"),
+            way: Way::InProcess(Arc::new(broker)),
+        }]
+    }
+    #[cfg(not(feature = "broker"))]
+    Vec::new()
+}
+
+/// The RabbitMQ nodes of the file; `None` when no file is named.
 pub fn listed() -> Option<Vec<Broker>> {
     let path = env::var_os(VARIABLE)?;
     let path = Path::new(&path);
@@ -100,7 +153,7 @@ fn say_once_what_is_left_out() {
         let program = Path::new(&program).file_stem().unwrap_or_default().to_string_lossy();
         // Cargo adds a dash and a hash.
         let program = program.rsplit_once('-').map_or(&*program, |(name, _)| name);
-        say(&format!("LEFT OUT: what tests/{program}.rs checks with a broker ({VARIABLE} is not set)"));
+        say(&format!("LEFT OUT: what tests/{program}.rs checks with RabbitMQ ({VARIABLE} is not set)"));
     });
 }
 
@@ -116,8 +169,10 @@ impl Broker {
             version: version.into(),
             vhost: "/".into(),
             address: address.parse().expect("an address in the URI"),
-            management: management.trim_start_matches("http://").into(),
-            ctl: ctl.into(),
+            way: Way::RabbitMq {
+                management: management.trim_start_matches("http://").into(),
+                ctl: ctl.into(),
+            },
         }
     }
 
@@ -158,28 +213,138 @@ impl Broker {
     /// A user who may do nothing, on no virtual host. Goes with the returned value.
     pub fn user(&self, password: &str) -> User {
         let name = unique("user");
-        let body = format!(r#"{{"password":"{password}","tags":""}}"#);
-        let status = self.management("PUT", &format!("/api/users/{name}"), &body).map(|(status, _)| status);
-        assert_eq!(status.ok(), Some(201));
+        match &self.way {
+            Way::RabbitMq { .. } => {
+                let body = format!(r#"{{"password":"{password}","tags":""}}"#);
+                let status = self.management("PUT", &format!("/api/users/{name}"), &body);
+                assert_eq!(status.expect("the management API answers").0, 201);
+            }
+            #[cfg(feature = "broker")]
+            Way::InProcess(broker) => broker.set_user(leveret::broker::User::new(&name, password)),
+        }
         User { name, broker: self.clone() }
     }
 
-    /// Runs `rabbitmqctl`; it takes about half a second.
+    /// A virtual host that `guest` may do everything on.
+    pub fn create_vhost(&self, name: &str) {
+        match &self.way {
+            Way::RabbitMq { management, .. } => {
+                match self.management("PUT", &format!("/api/vhosts/{name}"), "") {
+                    Ok((201, _)) => {}
+                    other => panic!("no virtual host on {} at {management}: {other:?}", self.name),
+                }
+            }
+            #[cfg(feature = "broker")]
+            Way::InProcess(broker) => {
+                assert!(broker.add_vhost(name), "{name} is there already");
+                assert!(broker.set_permissions("guest", leveret::broker::Permissions::all(name)));
+            }
+        }
+    }
+
+    pub fn delete_vhost(&self, name: &str) -> Result<(), String> {
+        match &self.way {
+            Way::RabbitMq { .. } => match self.management("DELETE", &format!("/api/vhosts/{name}"), "") {
+                Ok((204, _)) => Ok(()),
+                other => Err(format!("the virtual host cannot be deleted: {other:?}")),
+            },
+            #[cfg(feature = "broker")]
+            Way::InProcess(broker) if broker.remove_vhost(name) => Ok(()),
+            #[cfg(feature = "broker")]
+            Way::InProcess(_) => Err(format!("{name} is not there")),
+        }
+    }
+
+    pub fn has_vhost(&self, name: &str) -> bool {
+        match &self.way {
+            Way::RabbitMq { .. } => {
+                let path = format!("/api/vhosts/{name}");
+                match self.management("GET", &path, "").expect("the management API answers").0 {
+                    200 => true,
+                    404 => false,
+                    other => panic!("{path}: {other}"),
+                }
+            }
+            #[cfg(feature = "broker")]
+            Way::InProcess(broker) => broker.vhosts().iter().any(|known| known == name),
+        }
+    }
+
+    /// Runs `rabbitmqctl`; it takes about half a second. For tests on RabbitMQ only.
     pub fn ctl(&self, arguments: &[&str]) -> String {
-        let output = Command::new(&self.ctl).args(arguments).output().expect("rabbitmqctl can be run");
+        let Way::RabbitMq { ctl, .. } = &self.way else { panic!("{} has no rabbitmqctl", self.name) };
+        let output = Command::new(ctl).args(arguments).output().expect("rabbitmqctl can be run");
         assert!(output.status.success(), "rabbitmqctl {arguments:?}: {output:?}");
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// The broker closes all connections to this test's virtual host with 320.
     pub fn close_all_connections(&self, reason: &str) {
-        let answer = self.ctl(&["close_all_connections", "--vhost", &self.vhost, reason]);
-        assert!(!answer.contains("Closed 0 "), "{answer}");
+        match &self.way {
+            Way::RabbitMq { .. } => {
+                let answer = self.ctl(&["close_all_connections", "--vhost", &self.vhost, reason]);
+                assert!(!answer.contains("Closed 0 "), "{answer}");
+            }
+            #[cfg(feature = "broker")]
+            Way::InProcess(broker) => {
+                // As RabbitMQ words it.
+                let closed =
+                    broker.close_connections(&self.vhost, &format!("CLOSED_BY_MANAGEMENT - {reason}"));
+                assert_ne!(closed, 0, "no connection to {}", self.vhost);
+            }
+        }
     }
 
-    /// Asks the management API; gives the status and the body of the answer.
+    /// Raises the memory alarm of the whole broker, or clears it.
+    pub fn set_alarm(&self, alarm: bool) {
+        match &self.way {
+            Way::RabbitMq { .. } => {
+                self.ctl(&["set_vm_memory_high_watermark", if alarm { "0.0000001" } else { "0.4" }]);
+            }
+            #[cfg(feature = "broker")]
+            Way::InProcess(broker) => broker.block(alarm),
+        }
+    }
+
+    /// Stops the broker and starts it again, on the same ports.
+    pub fn restart(&self) {
+        match &self.way {
+            Way::RabbitMq { .. } => drop(self.ctl(&["restart"])),
+            #[cfg(feature = "broker")]
+            Way::InProcess(broker) => broker.restart().expect("the in-process broker starts again"),
+        }
+    }
+
+    /// A queue's arguments as JSON, without the braces.
+    pub fn arguments_of(&self, queue: &str) -> String {
+        match &self.way {
+            Way::RabbitMq { .. } => {
+                let path = format!("/api/queues/{}/{queue}", self.vhost);
+                let (status, body) = self.management("GET", &path, "").expect("the management API answers");
+                assert_eq!(status, 200, "{body}");
+                let (_, arguments) = body.split_once("\"arguments\":{").expect("arguments");
+                arguments.split('}').next().unwrap_or_default().to_owned()
+            }
+            #[cfg(feature = "broker")]
+            Way::InProcess(broker) => {
+                let queues = broker.queues(&self.vhost);
+                let queue = queues.iter().find(|known| known.name == queue).expect("the queue is there");
+                let value = |value: &leveret::FieldValue| match (value.as_str(), value.as_bool()) {
+                    (Some(text), _) => format!("{text:?}"),
+                    (_, Some(truth)) => truth.to_string(),
+                    _ => value.as_i64().expect("an integer").to_string(),
+                };
+                let each: Vec<_> =
+                    queue.arguments.iter().map(|(name, it)| format!("{name:?}:{}", value(it))).collect();
+                each.join(",")
+            }
+        }
+    }
+
+    /// Asks the management API; gives the status and the body of the answer. For tests on RabbitMQ only.
     pub fn management(&self, method: &str, path: &str, body: &str) -> io::Result<(u16, String)> {
-        let mut socket = TcpStream::connect(&self.management)?;
+        let Way::RabbitMq { management, .. } = &self.way else { panic!("{} has no management", self.name) };
+        let mut socket = TcpStream::connect(management)?;
         socket.set_read_timeout(Some(MANAGEMENT_TIMEOUT))?;
         write!(
             socket,
@@ -202,21 +367,17 @@ struct Vhost(Broker);
 impl Vhost {
     fn new(mut broker: Broker, test: &str) -> Vhost {
         broker.vhost = unique(test);
-        let path = format!("/api/vhosts/{}", broker.vhost);
-        match broker.management("PUT", &path, "") {
-            Ok((201, _)) => Vhost(broker),
-            other => panic!("no virtual host on {} at {}: {other:?}", broker.name, broker.management),
-        }
+        broker.create_vhost(&broker.vhost);
+        Vhost(broker)
     }
 }
 
 impl Drop for Vhost {
     fn drop(&mut self) {
-        let path = format!("/api/vhosts/{}", self.0.vhost);
-        match self.0.management("DELETE", &path, "") {
-            Ok((204, _)) => {}
-            other if thread::panicking() => eprintln!("the virtual host cannot be deleted: {other:?}"),
-            other => panic!("the virtual host cannot be deleted: {other:?}"),
+        match self.0.delete_vhost(&self.0.vhost) {
+            Ok(()) => {}
+            Err(error) if thread::panicking() => eprintln!("{error}"),
+            Err(error) => panic!("{error}"),
         }
     }
 }
@@ -229,7 +390,13 @@ pub struct User {
 
 impl Drop for User {
     fn drop(&mut self) {
-        let _ = self.broker.management("DELETE", &format!("/api/users/{}", self.name), "");
+        match &self.broker.way {
+            Way::RabbitMq { .. } => {
+                let _ = self.broker.management("DELETE", &format!("/api/users/{}", self.name), "");
+            }
+            #[cfg(feature = "broker")]
+            Way::InProcess(broker) => _ = broker.remove_user(&self.name),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use super::{
     channel::{ChannelConsumer, Unacked},
     consumers::Consumer,
     values::integer,
-    vhost::Vhost,
+    vhost::{BUDGET, Vhost},
 };
 use crate::error::ReplyCode;
 
@@ -206,6 +206,7 @@ impl Vhost {
     /// A session that cannot be written to gets no deliveries until it can.
     pub(crate) fn set_writable(&mut self, session: SessionId, writable: bool) {
         let Some(opened) = self.sessions.get_mut(&session) else { return };
+        opened.budget = BUDGET;
         if std::mem::replace(&mut opened.writable, writable) == writable || !writable {
             return;
         }
@@ -289,6 +290,14 @@ impl Vhost {
             opened.unacked.insert(delivery_tag, unacked);
         }
         let Consumer { channel, tag: consumer_tag, .. } = consumer;
+        if let Some(session) = self.sessions.get_mut(&channel.session) {
+            // The size of the frames around it, roughly.
+            let size = payload.body.len() + payload.properties.len() + 128;
+            session.budget = session.budget.saturating_sub(size);
+            if session.budget == 0 && std::mem::replace(&mut session.writable, false) {
+                self.sated.push(channel.session);
+            }
+        }
         self.effects.push(Effect::Deliver { channel, consumer_tag, delivery_tag, redelivered, payload });
     }
 }

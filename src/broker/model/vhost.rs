@@ -31,6 +31,8 @@ pub(crate) struct Vhost {
     /// Dead letters that have not been delivered yet.
     pub(super) letters: VecDeque<Letter>,
     pub(super) effects: Vec<Effect>,
+    /// Sessions that have used up their budget.
+    pub(super) sated: Vec<SessionId>,
     /// When a queue has to be looked at.
     schedule: BTreeSet<(Duration, Name)>,
     next_id: u64,
@@ -43,7 +45,13 @@ pub(super) struct Session {
     pub(super) user: String,
     pub(super) may_impersonate: bool,
     pub(super) writable: bool,
+    /// How many bytes may be delivered before the caller has to say again that it can be written to.
+    pub(super) budget: usize,
 }
+
+/// What one operation delivers to one session at most, but for its last message. It bounds the effects that gather
+/// when a queue is long and nothing else limits a consumer.
+pub(super) const BUDGET: usize = 256 * 1024;
 
 /// How many dead letters one operation delivers; those beyond wait for the next. They can breed: a queue
 /// that expires everything at once passes each letter on, perhaps to many.
@@ -81,6 +89,7 @@ impl Vhost {
             reply_addresses: HashMap::new(),
             letters: VecDeque::new(),
             effects: Vec::new(),
+            sated: Vec::new(),
             schedule: BTreeSet::new(),
             next_id: 0,
         }
@@ -120,6 +129,12 @@ impl Vhost {
         std::mem::take(&mut self.effects)
     }
 
+    /// Sessions that have used up what is delivered to them at once: the caller says with
+    /// [`set_writable`](Vhost::set_writable) when it goes on, or that it has to wait.
+    pub(crate) fn take_sated(&mut self) -> Vec<SessionId> {
+        std::mem::take(&mut self.sated)
+    }
+
     /// The bytes of all messages that are held, each counted once.
     pub(crate) fn memory(&self) -> usize {
         self.memory.bytes()
@@ -143,7 +158,7 @@ impl Vhost {
 
     /// A connection was opened by `user`; only one who may impersonate others can set another `user-id`.
     pub(crate) fn open_session(&mut self, session: SessionId, user: &str, may_impersonate: bool) {
-        let opened = Session { user: user.to_owned(), may_impersonate, writable: true };
+        let opened = Session { user: user.to_owned(), may_impersonate, writable: true, budget: BUDGET };
         self.sessions.insert(session, opened);
     }
 
