@@ -8,7 +8,7 @@
 //!     cargo test --features broker --test differential -- random
 //! ```
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -21,13 +21,13 @@ mod wire;
 use std::{env, fs, net::SocketAddr, path::Path, time::Duration};
 
 use common::brokers::{Broker, on_each_broker_within};
-use leveret::broker::{self, BrokerConfig, Emulate};
+use leveret::broker::{self, BrokerConfig, Emulate, Permissions, User};
 
 /// One of the two brokers that are compared.
 #[derive(Clone)]
-pub struct Target {
-    pub address: SocketAddr,
-    pub vhost: String,
+pub(crate) struct Target {
+    pub(crate) address: SocketAddr,
+    pub(crate) vhost: String,
 }
 
 /// A RabbitMQ and an in-process broker that acts as one.
@@ -41,7 +41,8 @@ impl Pair {
     fn new(rabbitmq: &Broker) -> Pair {
         let emulate =
             if rabbitmq.version.starts_with("3.") { Emulate::RabbitMq3 } else { Emulate::RabbitMq4 };
-        let config = BrokerConfig::new().emulate(emulate).vhost(&*rabbitmq.vhost);
+        let guest = User::new("guest", "guest").permissions(Permissions::all(&*rabbitmq.vhost));
+        let config = BrokerConfig::new().emulate(emulate).vhost(&*rabbitmq.vhost).user(guest);
         let own = config.listen("127.0.0.1:0").unwrap();
         Pair {
             rabbitmq: Target { address: rabbitmq.address(), vhost: rabbitmq.vhost.clone() },

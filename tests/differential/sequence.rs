@@ -10,8 +10,7 @@
 use fastrand::Rng;
 
 const KINDS: [&str; 4] = ["direct", "fanout", "topic", "headers"];
-const BINDING_ARGUMENTS: [&str; 7] = [
-    "",
+const BINDING_ARGUMENTS: [&str; 6] = [
     "x-match=all a=1",
     "x-match=any a=1 b=x",
     "a=1 b=x",
@@ -30,59 +29,83 @@ pub fn parse(text: &str) -> Vec<String> {
 /// Always the same sequence for the same seed.
 pub fn random(seed: u64) -> Vec<String> {
     let mut random = Rng::with_seed(seed);
-    let mut lines = vec![];
+    let random = &mut random;
+    let mut declared: Vec<String> = (0..3).map(|number| declare_queue(random, number)).collect();
+    let mut lines = vec!["A1 queue.declare d0".into(), "A1 queue.declare d1".into()];
     // Something to work with.
-    for queue in 0..2 {
-        lines.push(format!("A1 {}", declare_queue(&mut random, queue)));
-        lines.push(format!("A1 queue.declare d{queue}"));
-        lines.push(format!("A1 exchange.declare x{queue} {}", KINDS[random.usize(..4)]));
+    lines.extend(declared.iter().take(2).map(|line| format!("A1 {line}")));
+    lines.extend((0..2).map(|number| format!("A1 exchange.declare x{number} {}", KINDS[random.usize(..4)])));
+    lines.extend((0..4).map(|_| format!("A1 {}", bind(random))));
+    if random.bool() {
+        lines.push(format!("A1 {}", ["confirm.select", "confirm.select", "tx.select"][random.usize(..3)]));
     }
-    let count = random.usize(10..60);
-    for _ in 0..count {
+    for channel in [1, 2] {
+        for connection in ['A', 'B'] {
+            if random.bool() {
+                lines.push(format!("{connection}{channel} qos {}", random.u8(1..4)));
+            }
+            if random.bool() {
+                lines.push(format!("{connection}{channel} {}", consume(random, channel)));
+            }
+        }
+    }
+    for _ in 0..random.usize(10..60) {
         let connection = if random.u8(..3) == 0 { 'B' } else { 'A' };
         let channel = random.u8(1..3);
-        lines.push(format!("{connection}{channel} {}", operation(&mut random, channel)));
+        let operation = operation(random, channel, &mut declared);
+        lines.push(format!("{connection}{channel} {operation}"));
     }
     lines
 }
 
-/// Each with its probability, in parts of all of them.
-fn operation(random: &mut Rng, channel: u8) -> String {
-    let verbs: &[(u32, fn(&mut Rng, u8) -> String)] = &[
-        (40, |random, _| publish(random)),
-        (18, |random, _| settle(random)),
-        (12, |random, channel| consume(random, channel)),
-        (8, |random, _| format!("get {}{}", queue(random), flags(random, &["no_ack"]))),
-        (4, |random, channel| format!("cancel {}", tag(random, channel))),
-        (6, |random, _| format!("qos {}{}", random.u8(..4), flags(random, &["global"]))),
-        (3, |_, _| "recover".into()),
-        (8, |random, _| bind(random)),
-        (5, |random, _| {
-            let number = random.usize(..3);
-            declare_queue(random, number)
-        }),
-        (2, |random, _| format!("queue.check {}", queue(random))),
-        (2, |random, _| format!("queue.purge {}", queue(random))),
-        (3, |random, _| {
-            format!("queue.delete {}{}", queue(random), flags(random, &["if_unused", "if_empty"]))
-        }),
-        (4, |random, _| declare_exchange(random)),
-        (1, |random, _| format!("exchange.check {}", exchange(random))),
-        (2, |random, _| format!("exchange.delete {}{}", exchange(random), flags(random, &["if_unused"]))),
-        (3, |random, _| {
-            ["confirm.select", "tx.select", "tx.commit", "tx.rollback"][random.usize(..4)].into()
-        }),
-        (2, |_, _| "channel.close".into()),
-        (1, |_, _| "connection.close".into()),
-    ];
-    let mut chosen = random.u32(..verbs.iter().map(|(share, _)| share).sum());
-    for (share, verb) in verbs {
+/// One of many things to do.
+type Verb = fn(&mut Rng, u8, &mut Vec<String>) -> String;
+
+/// Each with its share of all operations.
+const VERBS: &[(u32, Verb)] = &[
+    (50, |random, _, _| publish(random)),
+    (30, |random, _, _| settle(random)),
+    (12, |random, channel, _| consume(random, channel)),
+    (8, |random, _, _| format!("get {}{}", queue(random), flags(random, &["no_ack"]))),
+    (5, |random, channel, _| format!("cancel {}", tag(random, channel))),
+    (4, |random, _, _| format!("qos {}{}", random.u8(..4), flags(random, &["global"]))),
+    (3, |_, _, _| "recover".into()),
+    (4, |random, _, _| bind(random)),
+    (5, declare_again),
+    (1, |random, _, _| format!("queue.check {}", queue(random))),
+    (1, |random, _, _| format!("queue.purge {}", queue(random))),
+    (2, |random, _, _| {
+        format!("queue.delete {}{}", queue(random), flags(random, &["if_unused", "if_empty"]))
+    }),
+    (1, |random, _, _| declare_exchange(random)),
+    (1, |random, _, _| format!("exchange.check {}", exchange(random))),
+    (1, |random, _, _| format!("exchange.delete {}{}", exchange(random), flags(random, &["if_unused"]))),
+    (4, |random, _, _| {
+        ["tx.commit", "tx.commit", "tx.rollback", "tx.select", "confirm.select"][random.usize(..5)].into()
+    }),
+    (2, |_, _, _| "channel.close".into()),
+    (1, |_, _, _| "connection.close".into()),
+];
+
+fn operation(random: &mut Rng, channel: u8, declared: &mut Vec<String>) -> String {
+    let all: u32 = VERBS.iter().map(|(share, _)| share).sum();
+    let mut chosen = random.u32(..all);
+    for (share, verb) in VERBS {
         if chosen < *share {
-            return verb(random, channel);
+            return verb(random, channel, declared);
         }
         chosen -= share;
     }
     unreachable!()
+}
+
+/// Mostly what has been declared before.
+fn declare_again(random: &mut Rng, _: u8, declared: &mut Vec<String>) -> String {
+    let number = random.usize(..3);
+    if random.u8(..4) == 0 {
+        declared[number] = declare_queue(random, number);
+    }
+    declared[number].clone()
 }
 
 fn flags(random: &mut Rng, names: &[&str]) -> String {
@@ -90,11 +113,12 @@ fn flags(random: &mut Rng, names: &[&str]) -> String {
 }
 
 fn queue(random: &mut Rng) -> &'static str {
-    ["q0", "q0", "q0", "q1", "q1", "q2", "d0", "d1", "none"][random.usize(..9)]
+    ["q0", "q0", "q0", "q0", "q1", "q1", "q1", "q2", "d0", "d0", "d1", "none"][random.usize(..12)]
 }
 
 fn exchange(random: &mut Rng) -> &'static str {
-    ["x0", "x0", "x1", "x1", "x2", "amq.direct", "amq.topic", "amq.headers", "none"][random.usize(..9)]
+    let names = ["x0", "x1", "x2", "amq.direct", "amq.topic", "amq.headers", "none"];
+    names[[0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 3, 3, 4, 4, 5, 5, 6][random.usize(..18)]]
 }
 
 fn key(random: &mut Rng) -> &'static str {
@@ -107,7 +131,8 @@ fn tag(random: &mut Rng, channel: u8) -> String {
 
 fn publish(random: &mut Rng) -> String {
     let mut line = match random.u8(..10) {
-        0..5 => format!("publish - q{}", random.u8(..2)),
+        0..6 => format!("publish - q{}", random.u8(..2)),
+        6 => format!("publish x0 {}", key(random).replace(['*', '#'], "b")),
         _ => format!("publish {} {}", exchange(random), key(random).replace(['*', '#'], "b")),
     };
     line += &flags(random, &["mandatory", "priority=1", "priority=2", "h.a=1", "h.b=x", "h.x-c=true"]);
@@ -115,7 +140,7 @@ fn publish(random: &mut Rng) -> String {
         line +=
             [" cc=q1", " bcc=q1", " cc=a bcc=a.b", " expiration=0", " expiration=600000"][random.usize(..5)];
     }
-    if random.u8(..60) == 0 {
+    if random.u8(..100) == 0 {
         line += [" expiration=x", " user=root", " immediate", " cc:a", " user=guest"][random.usize(..5)];
     }
     line
@@ -124,8 +149,8 @@ fn publish(random: &mut Rng) -> String {
 fn settle(random: &mut Rng) -> String {
     let verb = ["ack", "ack", "ack", "nack", "reject"][random.usize(..5)];
     let which = match random.u8(..20) {
-        0 => "unknown".into(),
-        1 => "all".into(),
+        0 if random.bool() => "unknown".into(),
+        0 | 1 => "all".into(),
         _ => random.u8(..4).to_string(),
     };
     let mut line = format!("{verb} {which}");
@@ -140,7 +165,7 @@ fn settle(random: &mut Rng) -> String {
 
 fn consume(random: &mut Rng, channel: u8) -> String {
     // Each channel from one queue: what comes from several has no order.
-    let queue = if channel == 1 { "q0" } else { ["q1", "d0"][0] };
+    let queue = if channel == 1 { "q0" } else { "q1" };
     let mut line = format!("consume {queue} {}{}", tag(random, channel), flags(random, &["no_ack"]));
     if random.u8(..6) == 0 {
         line += &format!(" x-priority={}", random.i8(-1..3));
@@ -163,16 +188,18 @@ fn declare_queue(random: &mut Rng, number: usize) -> String {
         "x-max-length=3",
         "x-max-length-bytes=8",
         "x-max-priority=2",
-        "x-message-ttl=0",
         "x-message-ttl=600000",
         "x-single-active-consumer=true",
         "x-queue-mode=lazy",
         "x-anything=1",
     ];
     for limit in limits {
-        if random.u8(..10) == 0 && !line.contains(limit.split_once('=').unwrap().0) {
+        if random.u8(..8) == 0 && !line.contains(limit.split_once('=').unwrap().0) {
             line += &format!(" {limit}");
         }
+    }
+    if random.u8(..10) == 0 && !line.contains("x-message-ttl") {
+        line += " x-message-ttl=0";
     }
     if random.u8(..3) == 0 {
         line += &format!(" x-dead-letter-exchange=- x-dead-letter-routing-key=d{number}");
@@ -206,15 +233,9 @@ fn bind(random: &mut Rng) -> String {
         format!("queue.{verb} q{} {} {}", random.u8(..3), exchange(random), key(random))
     };
     if random.u8(..3) == 0 {
-        line += &format!(" {}", BINDING_ARGUMENTS[random.usize(1..BINDING_ARGUMENTS.len())]);
+        line += &format!(" {}", BINDING_ARGUMENTS[random.usize(..BINDING_ARGUMENTS.len())]);
     }
     line
-}
-
-/// With what exchanges may have been bound to each other.
-pub fn bindings() -> impl Iterator<Item = (String, &'static str)> {
-    let keys = KEYS.iter().map(|key| if *key == "-" { String::new() } else { (*key).to_owned() });
-    keys.flat_map(|key| BINDING_ARGUMENTS.iter().map(move |arguments| (key.clone(), *arguments)))
 }
 
 #[test]

@@ -28,7 +28,7 @@ pub fn run(target: &Target, sequence: &[String]) -> Transcript {
         known: BTreeSet::new(),
     };
     let transcript = sequence.iter().enumerate().map(|(at, line)| run.operation(at, line)).collect();
-    run.clean_up();
+    run.clean_up(sequence);
     transcript
 }
 
@@ -43,6 +43,10 @@ struct Connection {
     name: &'static str,
     wire: Wire,
     channels: BTreeMap<u16, Channel>,
+    /// Answers that came while one on another channel was waited for.
+    early: Vec<Received>,
+    /// Channels that the broker has closed since something was asked there.
+    refused: BTreeSet<u16>,
     /// What the broker said when it closed the connection.
     closed: Option<String>,
 }
@@ -65,8 +69,14 @@ struct Channel {
 
 impl Connection {
     fn open(target: &Target, name: &'static str) -> Connection {
-        let mut connection =
-            Connection { name, wire: Wire::open(target), channels: BTreeMap::new(), closed: None };
+        let mut connection = Connection {
+            name,
+            wire: Wire::open(target),
+            channels: BTreeMap::new(),
+            early: Vec::new(),
+            refused: BTreeSet::new(),
+            closed: None,
+        };
         let numbers = CHANNELS.into_iter().chain((0..QUEUES.len()).map(|index| 10 + index as u16));
         for number in numbers {
             connection.channels.insert(number, Channel::default());
@@ -78,53 +88,46 @@ impl Connection {
         connection
     }
 
-    /// Reads until an answer comes on this channel. `None`: the channel or the connection was closed instead.
+    /// Sends a method that will be answered.
+    fn ask(&mut self, channel: u16, method: Method, arguments: &[Value]) {
+        self.refused.remove(&channel);
+        self.wire.send(channel, method, arguments);
+    }
+
+    /// Reads until the answer on this channel is there. `None`: the channel or the connection was closed instead.
     fn answer(&mut self, channel: u16) -> Option<Received> {
         loop {
-            if self.closed.is_some() {
+            if self.closed.is_some() || self.refused.remove(&channel) {
                 return None;
             }
-            let Some(received) = self.wire.receive() else {
-                self.closed = Some("without a word".into());
-                return None;
-            };
-            let (from, method) = (received.channel, received.method);
-            if method == CLOSE {
-                self.closed = Some(closed(&received.arguments));
-                self.wire.send(0, CLOSE_OK, &[]);
-                return None;
+            if let Some(place) = self.early.iter().position(|received| received.channel == channel) {
+                return Some(self.early.remove(place));
             }
-            if method == CHANNEL_CLOSE {
-                self.reopen(from, closed(&received.arguments));
-                if from == channel {
-                    return None;
-                }
-                continue;
+            match self.wire.receive() {
+                Some(received) => self.take(received),
+                None => self.closed = Some("without a word".into()),
             }
-            if self.channels.get_mut(&from).is_some_and(|channel| channel.hear(&received)) {
-                continue;
-            }
-            assert_eq!(from, channel, "{received:?}");
-            return Some(received);
         }
     }
 
-    /// After the broker has closed a channel.
-    fn reopen(&mut self, number: u16, why: String) {
-        self.wire.send(number, CHANNEL_CLOSE_OK, &[]);
-        self.wire.send(number, CHANNEL_OPEN, args![""]);
-        self.forget(number);
-        while let Some(received) = self.wire.receive() {
-            if received.channel == number {
-                if received.method == CHANNEL_OPEN_OK {
-                    break;
-                }
-            } else if let Some(other) = self.channels.get_mut(&received.channel) {
-                assert!(other.hear(&received), "{received:?}");
+    fn take(&mut self, received: Received) {
+        let (from, method) = (received.channel, received.method);
+        let heard = self.channels.get_mut(&from).is_some_and(|channel| channel.hear(&received));
+        if method == CLOSE {
+            self.closed = Some(closed(&received.arguments));
+            self.wire.send(0, CLOSE_OK, &[]);
+        } else if method == CHANNEL_CLOSE {
+            // It is opened again at once, and what was asked there meanwhile is never answered.
+            self.wire.send(from, CHANNEL_CLOSE_OK, &[]);
+            self.wire.send(from, CHANNEL_OPEN, args![""]);
+            self.forget(from);
+            self.early.retain(|received| received.channel != from);
+            self.refused.insert(from);
+            if let Some(channel) = self.channels.get_mut(&from) {
+                channel.lines.push(closed(&received.arguments));
             }
-        }
-        if let Some(channel) = self.channels.get_mut(&number) {
-            channel.lines.push(why);
+        } else if !heard && method != CHANNEL_OPEN_OK {
+            self.early.push(received);
         }
     }
 
@@ -139,7 +142,7 @@ impl Connection {
     /// The channels have done everything that was asked of them.
     fn flow(&mut self) {
         for number in CHANNELS {
-            self.wire.send(number, FLOW, args![1]);
+            self.ask(number, FLOW, args![1]);
         }
         for number in CHANNELS {
             self.answer(number);
@@ -147,10 +150,10 @@ impl Connection {
     }
 
     /// The state of each queue, as far as this connection may know it.
-    fn ask(&mut self, queues: &BTreeSet<&'static str>) -> HashMap<&'static str, String> {
+    fn states(&mut self, queues: &BTreeSet<&'static str>) -> HashMap<&'static str, String> {
         let number = |name: &str| 10 + QUEUES.iter().position(|queue| *queue == name).unwrap() as u16;
         for name in queues {
-            self.wire.send(number(name), QUEUE_DECLARE, args![0, *name, 1, &[][..]]);
+            self.ask(number(name), QUEUE_DECLARE, args![0, *name, 1, &[][..]]);
         }
         let mut states = HashMap::new();
         for &name in queues {
@@ -202,9 +205,9 @@ impl Channel {
                 let (tag, multiple) = (arguments.number(0), arguments.number(1) & 1 == 1);
                 let outcome = if received.method == ACK { "confirmed" } else { "refused" };
                 let meant = |number: &u64| if multiple { *number <= tag } else { *number == tag };
-                let (known, others) = std::mem::take(&mut self.unconfirmed).into_iter().partition(meant);
+                let (known, others): (BTreeSet<u64>, _) =
+                    std::mem::take(&mut self.unconfirmed).into_iter().partition(meant);
                 self.unconfirmed = others;
-                let known: Vec<u64> = known;
                 self.confirms.extend(known.into_iter().map(|number| (number, outcome)));
             }
             _ => return false,
@@ -306,7 +309,7 @@ impl Run {
             states.clear();
             for connection in &mut self.connections {
                 // What is exclusive to B, A cannot see.
-                for (name, state) in connection.ask(&self.known) {
+                for (name, state) in connection.states(&self.known) {
                     let known: &mut String = states.entry(name).or_default();
                     if known.is_empty() || known.starts_with("closed 405") {
                         *known = state;
@@ -320,26 +323,23 @@ impl Run {
         lines
     }
 
-    fn clean_up(&mut self) {
+    fn clean_up(&mut self, sequence: &[String]) {
         (0..2).for_each(|index| self.reconnect(index));
         let connection = &mut self.connections[0];
         let queues = QUEUES.map(|name| (QUEUE_DELETE, name));
         for (method, name) in queues.into_iter().chain(EXCHANGES.map(|name| (EXCHANGE_DELETE, name))) {
-            connection.wire.send(1, method, args![0, name, 0]);
+            connection.ask(1, method, args![0, name, 0]);
             assert!(connection.answer(1).is_some(), "{name} cannot be deleted");
         }
         // Bindings between the exchanges that are always there would stay.
-        for source in ["amq.direct", "amq.topic", "amq.headers"] {
-            for destination in ["amq.direct", "amq.topic", "amq.headers"] {
-                for (key, arguments) in crate::sequence::bindings() {
-                    let table = Words(&arguments.split(' ').collect::<Vec<_>>()).table();
-                    connection.wire.send(
-                        1,
-                        EXCHANGE_UNBIND,
-                        args![0, destination, source, &*key, 0, &*table],
-                    );
-                    assert!(connection.answer(1).is_some());
-                }
+        for line in sequence.iter().filter(|line| line.contains(" exchange.bind amq.")) {
+            let words: Vec<&str> = line.split(' ').skip(1).collect();
+            let words = Words(&words);
+            let [destination, source, key] = [1, 2, 3].map(|index| words.name(index));
+            if [destination, source].iter().all(|name| name.starts_with("amq.")) {
+                let table = words.table();
+                connection.ask(1, EXCHANGE_UNBIND, args![0, destination, source, key, 0, &*table]);
+                assert!(connection.answer(1).is_some(), "{line} cannot be undone");
             }
         }
         (0..2).for_each(|index| self.reconnect(index));
@@ -487,7 +487,7 @@ impl Connection {
             "flow" => (FLOW, args![0].to_vec()),
             _ => return,
         };
-        self.wire.send(number, method, &arguments);
+        self.ask(number, method, &arguments);
         if method == RECOVER
             && let Some(channel) = self.channels.get_mut(&number)
         {
@@ -497,7 +497,6 @@ impl Connection {
         if received.method == CHANNEL_CLOSE_OK {
             self.forget(number);
             self.wire.send(number, CHANNEL_OPEN, args![""]);
-            self.answer(number);
         }
         if let Some(channel) = self.channels.get_mut(&number) {
             channel.answered(&received, words.has("no_ack"));
@@ -544,7 +543,7 @@ impl Connection {
     fn consume(&mut self, number: u16, words: Words<'_>) {
         let bits = words.bits(&["no_local", "no_ack", "exclusive"]);
         let arguments = words.table();
-        self.wire.send(number, CONSUME, args![0, words.name(1), words.name(2), bits, &*arguments]);
+        self.ask(number, CONSUME, args![0, words.name(1), words.name(2), bits, &*arguments]);
         let Some(channel) = self.channels.get_mut(&number) else { return };
         // Known before the first delivery; a tag that is taken keeps its meaning.
         channel.no_ack.entry(words.name(2).into()).or_insert(words.has("no_ack"));

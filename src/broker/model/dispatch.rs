@@ -228,12 +228,18 @@ impl Vhost {
 
     /// The same in one queue.
     pub(super) fn resume_in(&mut self, name: &Name, channel: ChannelId) {
-        let Some(opened) = self.channels.get(&channel) else { return };
-        let Some(queue) = self.queues.get_mut(name) else { return };
-        let can = |consumer: &Consumer| opened.consumers.get(&consumer.tag).is_some_and(|own| !own.is_full());
-        if queue.consumers.resume(channel, can) || queue.stream.is_some() {
+        let is_stream = self.queues.get(name).is_some_and(|queue| queue.stream.is_some());
+        if self.line_up_again(name, channel) || is_stream {
             self.run(name);
         }
+    }
+
+    /// Those who can take messages again stand in line, and nothing is handed out yet. Says whether there are any.
+    pub(super) fn line_up_again(&mut self, name: &Name, channel: ChannelId) -> bool {
+        let Some(opened) = self.channels.get(&channel) else { return false };
+        let Some(queue) = self.queues.get_mut(name) else { return false };
+        let can = |consumer: &Consumer| opened.consumers.get(&consumer.tag).is_some_and(|own| !own.is_full());
+        queue.consumers.resume(channel, can)
     }
 
     /// Hands out messages for as long as there are messages and consumers that can take them.

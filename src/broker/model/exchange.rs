@@ -107,6 +107,11 @@ impl Exchange {
         true
     }
 
+    pub(super) fn has(&self, destination: &Destination, key: &[u8], arguments: &FieldTable) -> bool {
+        let same = |(known, args): &Key| **known == *key && args == arguments;
+        self.bindings.get(destination).is_some_and(|keys| keys.iter().any(same))
+    }
+
     /// Says whether there was such a binding.
     pub(super) fn unbind(&mut self, destination: &Destination, key: &[u8], arguments: &FieldTable) -> bool {
         let Some(keys) = self.bindings.get_mut(destination) else { return false };

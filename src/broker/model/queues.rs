@@ -5,6 +5,7 @@ use super::{
     arguments::{QueueType, check_equivalence, check_queue_arguments, inequivalent},
     exchange::Destination,
     exchanges::{check_name, stripped},
+    message::sorted,
     queue::Queue,
     values::type_name,
     vhost::Vhost,
@@ -222,9 +223,11 @@ impl Vhost {
         arguments: &FieldTable,
     ) -> Result<()> {
         let (queue, exchange, key) = self.binding_names(channel, queue, exchange, routing_key)?;
-        if self.queues.contains_key(&queue) && self.exchanges.contains_key(&exchange) {
+        let destination = Destination::Queue(queue.clone());
+        let sorted = sorted(arguments.clone());
+        if self.exchanges.get(&exchange).is_some_and(|found| found.has(&destination, &key, &sorted)) {
             self.accessible(channel, &queue)?;
-            self.unbind(&exchange, &Destination::Queue(queue), &key, arguments);
+            self.unbind(&exchange, &destination, &key, arguments);
         }
         Ok(())
     }

@@ -63,6 +63,10 @@ impl Vhost {
             let Some(queue) = self.queues.get_mut(&name).filter(|queue| queue.id == id) else { continue };
             let entries: Vec<Entry> =
                 places.iter().filter_map(|sequence| queue.unacked.remove(sequence)).collect();
+            // Who was waiting for room gets in line before anything is handed out.
+            if resumed.remove(&name).is_some() {
+                self.line_up_again(&name, channel);
+            }
             match settlement {
                 Settlement::Ack => {}
                 Settlement::Discard => {
@@ -70,13 +74,7 @@ impl Vhost {
                 }
                 Settlement::Requeue => self.requeue(&name, entries, true),
             }
-            // Who was waiting for room gets in line before what came back is handed out.
-            if resumed.remove(&name).is_some() {
-                self.resume_in(&name, channel);
-            }
-            if settlement == Settlement::Requeue {
-                self.settle_down_requeued(&name);
-            }
+            self.run(&name);
         }
         resumed.keys().for_each(|name| self.resume_in(name, channel));
     }
@@ -87,11 +85,12 @@ impl Vhost {
             let Some(queue) = self.queues.get_mut(&name).filter(|queue| queue.id == id) else { continue };
             let entries = places.iter().filter_map(|sequence| queue.unacked.remove(sequence)).collect();
             self.requeue(&name, entries, false);
-            self.settle_down_requeued(&name);
+            self.run(&name);
         }
     }
 
-    /// Puts messages back. A quorum queue counts how often they came, and gives up in the end.
+    /// Puts messages back. A quorum queue counts how often they came, and gives up in the end. What is too many or
+    /// too old then goes before anybody gets it.
     fn requeue(&mut self, name: &Name, entries: Vec<Entry>, asked_for: bool) {
         let Some(queue) = self.queues.get_mut(name) else { return };
         let came_back = entries.into_iter().map(|mut entry| {
@@ -101,6 +100,8 @@ impl Vhost {
         });
         if queue.kind != QueueType::Quorum {
             queue.ready.put_back(came_back.collect());
+            self.drop_surplus(name);
+            self.expire_messages(name);
             return;
         }
         let mut given_up = Vec::new();
@@ -116,13 +117,8 @@ impl Vhost {
             }
         }
         given_up.iter().for_each(|entry| self.give_up(name, entry, Reason::DeliveryLimit));
-    }
-
-    /// In RabbitMQ's order: what is too many or too old goes before anybody gets it.
-    fn settle_down_requeued(&mut self, name: &Name) {
         self.drop_surplus(name);
         self.expire_messages(name);
-        self.run(name);
     }
 
     /// Deliveries do not count against limits any more. Gives the queues where a consumer that was full is

@@ -8,7 +8,7 @@ use std::{
 use super::{
     ChannelId, Effect, Emulate, Name, QueueStatus, Refusal, SessionId, Settings,
     arguments::QueueType,
-    channel::Channel,
+    channel::{Channel, Mode},
     dead_letter::Letter,
     exchange::{Exchange, Kind},
     message::Memory,
@@ -190,7 +190,12 @@ impl Vhost {
         if let Some(reply) = closed.reply_consumer {
             self.reply_addresses.remove(&reply.address);
         }
-        let unacked: Vec<_> = closed.unacked.into_iter().collect();
+        let mut unacked = closed.unacked;
+        if let Mode::Transaction(transaction) = closed.mode {
+            // Nothing of it was committed, the acks neither.
+            unacked.extend(transaction.settlements.into_iter().flat_map(|(_, taken)| taken));
+        }
+        let unacked: Vec<_> = unacked.into_iter().collect();
         let consumed: BTreeSet<_> = closed.consumers.into_values().map(|consumer| consumer.queue).collect();
         for name in &consumed {
             self.remove_consumers_of(name, channel);
