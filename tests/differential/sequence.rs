@@ -59,7 +59,7 @@ pub fn random(seed: u64) -> Vec<String> {
 }
 
 /// One of many things to do.
-type Verb = fn(&mut Rng, u8, &mut Vec<String>) -> String;
+type Verb = fn(&mut Rng, u8, &mut [String]) -> String;
 
 /// Each with its share of all operations.
 const VERBS: &[(u32, Verb)] = &[
@@ -87,7 +87,7 @@ const VERBS: &[(u32, Verb)] = &[
     (1, |_, _, _| "connection.close".into()),
 ];
 
-fn operation(random: &mut Rng, channel: u8, declared: &mut Vec<String>) -> String {
+fn operation(random: &mut Rng, channel: u8, declared: &mut [String]) -> String {
     let all: u32 = VERBS.iter().map(|(share, _)| share).sum();
     let mut chosen = random.u32(..all);
     for (share, verb) in VERBS {
@@ -100,7 +100,7 @@ fn operation(random: &mut Rng, channel: u8, declared: &mut Vec<String>) -> Strin
 }
 
 /// Mostly what has been declared before.
-fn declare_again(random: &mut Rng, _: u8, declared: &mut Vec<String>) -> String {
+fn declare_again(random: &mut Rng, _: u8, declared: &mut [String]) -> String {
     let number = random.usize(..3);
     if random.u8(..4) == 0 {
         declared[number] = declare_queue(random, number);

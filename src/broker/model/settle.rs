@@ -13,8 +13,15 @@ use super::{
 
 type Result<T> = std::result::Result<T, Refusal>;
 
-/// Deliveries of one queue, by their places there.
+/// Deliveries of one queue, by their places there; a queue is its name and its id.
 type ByQueue = BTreeMap<(Name, u64), Vec<u64>>;
+
+/// What RabbitMQ settles in one go, in its order: what was fetched one by one, then the deliveries of each consumer.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Source {
+    Fetched(u64),
+    Consumer(Name),
+}
 
 /// Settling deliveries.
 impl Vhost {
@@ -58,13 +65,20 @@ impl Vhost {
     }
 
     fn settle_all(&mut self, channel: ChannelId, settlement: Settlement, taken: Vec<(u64, Unacked)>) {
-        let mut resumed = self.release(channel, &taken);
-        for ((name, id), places) in by_queue(&taken) {
+        let mut groups = BTreeMap::<_, Vec<u64>>::new();
+        let mut consumed = 0u32;
+        for (tag, unacked) in taken {
+            consumed += u32::from(unacked.consumer.is_some());
+            let source = unacked.consumer.map_or(Source::Fetched(tag), Source::Consumer);
+            groups.entry((unacked.queue, source, unacked.queue_id)).or_default().push(unacked.sequence);
+        }
+        for ((name, source, id), places) in groups {
+            let has_room = self.release_consumer(channel, &source, id, places.len());
             let Some(queue) = self.queues.get_mut(&name).filter(|queue| queue.id == id) else { continue };
             let entries: Vec<Entry> =
                 places.iter().filter_map(|sequence| queue.unacked.remove(sequence)).collect();
             // Who was waiting for room gets in line before anything is handed out.
-            if resumed.remove(&name).is_some() {
+            if has_room {
                 self.line_up_again(&name, channel);
             }
             match settlement {
@@ -76,7 +90,7 @@ impl Vhost {
             }
             self.run(&name);
         }
-        resumed.keys().for_each(|name| self.resume_in(name, channel));
+        self.release_channel(channel, consumed);
     }
 
     /// Deliveries of a channel that is gone.
@@ -121,29 +135,28 @@ impl Vhost {
         self.expire_messages(name);
     }
 
-    /// Deliveries do not count against limits any more. Gives the queues where a consumer that was full is
-    /// not any more.
-    fn release(&mut self, channel: ChannelId, taken: &[(u64, Unacked)]) -> BTreeMap<Name, ()> {
-        let mut resumed = BTreeMap::new();
-        let Some(opened) = self.channels.get_mut(&channel) else { return resumed };
+    /// Deliveries do not count against their consumer's limit any more. Says whether it was full.
+    fn release_consumer(&mut self, channel: ChannelId, source: &Source, queue_id: u64, count: usize) -> bool {
+        let Source::Consumer(tag) = source else { return false };
+        let Some(opened) = self.channels.get_mut(&channel) else { return false };
+        let Some(consumer) = opened.consumers.get_mut(tag) else { return false };
+        // A later consumer may have the same tag.
+        if consumer.queue_id != queue_id {
+            return false;
+        }
+        let was_full = consumer.is_full();
+        consumer.outstanding = consumer.outstanding.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
+        was_full
+    }
+
+    /// The same for the limit of the channel, whose consumers may go on.
+    fn release_channel(&mut self, channel: ChannelId, count: u32) {
+        let Some(opened) = self.channels.get_mut(&channel) else { return };
         let was_limited = opened.is_limited();
-        for (_, unacked) in taken {
-            let Some(tag) = &unacked.consumer else { continue };
-            opened.volume = opened.volume.saturating_sub(1);
-            let Some(consumer) = opened.consumers.get_mut(tag) else { continue };
-            // A later consumer may have the same tag.
-            if consumer.queue_id != unacked.queue_id {
-                continue;
-            }
-            if consumer.is_full() {
-                resumed.insert(consumer.queue.clone(), ());
-            }
-            consumer.outstanding = consumer.outstanding.saturating_sub(1);
-        }
+        opened.volume = opened.volume.saturating_sub(count);
         if was_limited && !opened.is_limited() {
-            resumed.extend(opened.consumers.values().map(|consumer| (consumer.queue.clone(), ())));
+            self.resume(channel);
         }
-        resumed
     }
 }
 
