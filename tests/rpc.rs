@@ -484,6 +484,38 @@ fn a_stopped_server_finishes_what_it_has_begun() {
     });
 }
 
+/// Rows 79, 103: while the connection shuts down, a handler that runs can still make its calls.
+#[test]
+fn a_handler_calls_while_the_connection_shuts_down() {
+    on_each_broker(|broker| {
+        let (elsewhere, watching) = broker.channel();
+        watching.queue_declare("service")?;
+        watching.queue_declare("jobs")?;
+        let server = Server::serve(&elsewhere, "service", uppercase)?;
+        let connection = broker.connect();
+        // First: its consumer would be cancelled before the listener's.
+        let client = Client::open(&connection, "service")?;
+        let channel = connection.channel()?;
+        let (closing, answers) = (connection.clone(), mpsc::channel());
+        let answered = answers.0;
+        let _listener = channel.basic_consume("jobs")?.listen(move |_: &Delivery| {
+            closing.request_shutdown(SOON)?;
+            eventually("the listener is cancelled", || {
+                watching.queue_declare_passive("jobs").unwrap().consumer_count == 0
+            });
+            answered.send(client.call("still there?", SOON).map(Delivery::into_body))?;
+            Ok(())
+        })?;
+        channel.basic_publish("", "jobs", "go")?;
+        assert_eq!(answers.1.recv_timeout(SOON).expect("the handler's answer")?, b"STILL THERE?");
+        let end = connection.wait_closed();
+        assert!(end.is_closed(), "{end}");
+        server.stop();
+        server.wait()?;
+        elsewhere.close()
+    });
+}
+
 /// Row 79: a dropped client takes its queue with it.
 #[test]
 fn a_dropped_client_leaves_nothing_behind() {

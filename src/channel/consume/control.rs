@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
 
@@ -27,6 +27,11 @@ impl Control {
     /// The consumer's wait ends without a delivery, once.
     pub(crate) fn interrupt(&self) {
         self.0.interrupt();
+    }
+
+    /// Handlers wait for what this consumer gets, so a shutdown does not cancel it before they are done.
+    pub(crate) fn serve_handlers(&self) {
+        self.0.for_handlers.store(true, Ordering::SeqCst);
     }
 
     /// Messages count as dealt with when they are sent.

@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     mem,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
     vec,
 };
@@ -33,6 +33,8 @@ pub(in crate::channel) struct DeliveryQueue {
     pub(super) core: Arc<Core>,
     pub(super) tag: Arc<str>,
     pub(super) no_ack: bool,
+    /// Handlers wait for what comes here: a shutdown leaves it to the close of its channel.
+    pub(super) for_handlers: AtomicBool,
     state: Mutex<QueueState>,
 }
 
@@ -70,7 +72,8 @@ pub(super) enum Taken {
 
 impl DeliveryQueue {
     pub(in crate::channel) fn new(core: Arc<Core>, tag: &str, no_ack: bool) -> DeliveryQueue {
-        DeliveryQueue { core, tag: tag.into(), no_ack, state: Mutex::default() }
+        let for_handlers = AtomicBool::new(false);
+        DeliveryQueue { core, tag: tag.into(), no_ack, for_handlers, state: Mutex::default() }
     }
 
     pub(super) fn put(&self, epoch: u32, batch: Batch) {

@@ -1,7 +1,7 @@
 //! Where a consumer's deliveries go: into a queue, or straight to an inline handler. And which consumers a channel has.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -40,6 +40,10 @@ impl Sink {
             (Sink::Inline(this), Sink::Inline(other)) => Arc::ptr_eq(this, other),
             _ => false,
         }
+    }
+
+    fn is_for_handlers(&self) -> bool {
+        matches!(self, Sink::Queue(queue) if queue.for_handlers.load(Ordering::SeqCst))
     }
 
     fn cancel(&self, limit: Duration) -> Result<()> {
@@ -90,11 +94,11 @@ impl Core {
         Ok(())
     }
 
-    /// Cancels every consumer, and waits for the broker's answers, for at most `limit` altogether.
+    /// Cancels every consumer but those that handlers need to the end, and waits for the broker's answers, for at most `limit` altogether.
     pub(in crate::channel) fn cancel_consumers(&self, limit: Duration) -> Result<()> {
         let started = Instant::now();
         let sinks: Vec<Sink> = self.lock().consumers.values().cloned().collect();
-        for sink in sinks {
+        for sink in sinks.into_iter().filter(|sink| !sink.is_for_handlers()) {
             let left = limit.saturating_sub(started.elapsed());
             match sink.cancel(left) {
                 // It may have been cancelled meanwhile.

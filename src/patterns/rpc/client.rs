@@ -90,6 +90,8 @@ impl<'a> From<&'a String> for Service<'a> {
 /// come. Clones are the same client. It has a channel and a thread (`leveret-rpc`) of its own, both of which go with the
 /// last clone; it does not keep its connection open.
 ///
+/// A [`shutdown`](Connection::shutdown) of the connection lets handlers that run finish their calls.
+///
 /// When the connection or the client's channel is lost, every caller learns the cause at once, and so does every later
 /// call: open another client then.
 #[derive(Clone)]
@@ -145,6 +147,7 @@ impl Client {
             Replies::Direct => DIRECT.to_owned(),
         };
         let consumer = channel.basic_consume(Consume::new(&reply_to).no_ack(true))?;
+        consumer.control().serve_handlers();
         channel.confirm_select()?;
         let client = Client {
             channel,
