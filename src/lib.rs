@@ -77,6 +77,8 @@
 //! - `tls` (on by default): `amqps`, by native-tls, the TLS library of the operating system. Without it an
 //!   `amqps` URI is an error, and nothing else changes.
 //! - `json`: `Message::json` and `Delivery::json`, by serde_json.
+//! - `coroutines`: everything here may be called from coroutines of the crate `may`; a call that waits parks the
+//!   coroutine, not its thread.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -96,8 +98,10 @@ mod hooks {
     pub(crate) use crate::{
         channel::Control,
         connection::work::Job,
-        sync::{Latch, OneShot, Waiter, lock, may_wait},
+        sync::{Caller, Latch, OneShot, Waiter, lock, may_wait},
     };
+    #[cfg(feature = "coroutines")]
+    pub(crate) use crate::sync::spawn_coroutine;
 }
 mod patterns;
 mod protocol;

@@ -20,7 +20,7 @@ use std::{
     fmt, io,
     panic::{self, AssertUnwindSafe},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread::{self, Thread},
+    thread::{self, Thread, ThreadId},
     time::Instant,
 };
 
@@ -89,7 +89,7 @@ impl Waiter {
         Ok(())
     }
 
-    /// Both stand for the same wait, or the same thread.
+    /// Both stand for the same wait, or the same thread. Who a caller is, is the business of [`Caller`].
     pub(crate) fn is(&self, other: &Waiter) -> bool {
         match (self, other) {
             (Waiter::Thread(this), Waiter::Thread(other)) => this.id() == other.id(),
@@ -109,6 +109,24 @@ impl Waiter {
     }
 }
 
+/// Who makes a call: a thread, or a coroutine wherever it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Caller {
+    Thread(ThreadId),
+    #[cfg(feature = "coroutines")]
+    Coroutine(coroutine::Id),
+}
+
+impl Caller {
+    pub(crate) fn current() -> Caller {
+        #[cfg(feature = "coroutines")]
+        if let Some(id) = coroutine::Id::of_caller() {
+            return Caller::Coroutine(id);
+        }
+        Caller::Thread(thread::current().id())
+    }
+}
+
 /// Wakes all, once no lock is held.
 pub(crate) fn wake_all(waiters: Vec<Waiter>) {
     waiters.into_iter().for_each(Waiter::wake);
@@ -117,7 +135,7 @@ pub(crate) fn wake_all(waiters: Vec<Waiter>) {
 /// The caller is a coroutine: its stack is small, and its thread is not its own. It must neither write to a socket
 /// nor do anything else that is deep or blocks the thread.
 #[cfg(feature = "coroutines")]
-pub(crate) use coroutine::is_coroutine;
+pub(crate) use coroutine::{is_coroutine, spawn as spawn_coroutine};
 
 /// See the other one.
 #[cfg(not(feature = "coroutines"))]

@@ -16,6 +16,9 @@ use std::{
 use common::brokers::on_each_broker;
 use socket2::{Domain, Socket, Type};
 
+/// The example that needs the feature `coroutines`. It is run when the tests have that feature.
+const COROUTINES: &str = "parallel_declare_coroutines";
+
 /// What each example prints. What differs from run to run is replaced: the virtual host by `VHOST`, a name that
 /// the broker made up by `amq.gen-*`.
 const OUTPUTS: &[(&str, &str)] = &[
@@ -58,6 +61,7 @@ const OUTPUTS: &[(&str, &str)] = &[
     ),
     ("graceful_shutdown", "the connection was closed by the application\nhandled: 5\nleft in the queue: 0\n"),
     ("parallel_declare", "declared foo\ndeclared bar\ndeclared baz\n"),
+    (COROUTINES, "declared foo\ndeclared bar\ndeclared baz\n"),
     (
         "confirm",
         "confirmed\nnumber 2: acked\nnumber 3: acked\nnumber 4: acked\n\
@@ -110,6 +114,9 @@ fn built() -> &'static Path {
         let profile = program.ancestors().nth(2).unwrap();
         let mut build = Command::new(env!("CARGO"));
         build.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--examples"]);
+        if cfg!(feature = "coroutines") {
+            build.args(["--features", "coroutines"]);
+        }
         build.arg("--target-dir").arg(profile.parent().unwrap());
         if profile.ends_with("release") {
             build.arg("--release");
@@ -145,7 +152,8 @@ fn without_made_up_names(text: &str) -> String {
 #[test]
 fn each_example_prints_what_it_should() {
     on_each_broker(|broker| {
-        for (example, expected) in OUTPUTS {
+        let here = |example: &str| cfg!(feature = "coroutines") || example != COROUTINES;
+        for (example, expected) in OUTPUTS.iter().filter(|(example, _)| here(example)) {
             let output = run(example, &broker.uri());
             let printed = without_made_up_names(&text(&output.stdout)).replace(&broker.vhost, "VHOST");
             assert_eq!((&*printed, &*text(&output.stderr)), (*expected, ""), "{example}");

@@ -13,8 +13,8 @@
 //!   or none.
 //! - `"amqp://localhost"` stands for the broker.
 //! - What it prints stands in a `text` block after it, behind a line that is just `prints`.
-//! - Before the function of one that uses the feature `json` stands a hidden `# #[cfg(feature = "json")]`. It is
-//!   run when the tests have that feature.
+//! - Before the function of one that uses the feature `json` stands a hidden `# #[cfg(feature = "json")]`; so for
+//!   `coroutines`. It is run when the tests have that feature.
 //! - One that cannot run begins with the comment `// Not run by the tests:` and the reason.
 //!
 //! A channel that a snippet was given must be in order when it ends: what was published on it was not
@@ -37,6 +37,7 @@ const INFO: &str = "rust,no_run";
 const NOT_RUN: &str = "// Not run by the tests:";
 const BROKER: &str = "\"amqp://localhost\"";
 const WITH_JSON: &str = "#[cfg(feature = \"json\")]\n";
+const WITH_COROUTINES: &str = "#[cfg(feature = \"coroutines\")]\n";
 
 /// One Rust block of a page.
 #[derive(Debug)]
@@ -62,6 +63,7 @@ const PAGES: &[&str] = &[
     "docs/rpc.md",
     "docs/sync-and-async.md",
     "docs/taps.md",
+    "docs/threads-and-coroutines.md",
     "docs/transactions.md",
 ];
 
@@ -87,6 +89,7 @@ pages! {
     rpc "docs/rpc.md"
     sync_and_async "docs/sync-and-async.md"
     taps "docs/taps.md"
+    threads_and_coroutines "docs/threads-and-coroutines.md"
     transactions "docs/transactions.md"
 }
 
@@ -150,6 +153,7 @@ fn runnable(page: &str) -> Vec<Snippet> {
     let mut all = snippets(page);
     all.retain(|snippet| !snippet.code.starts_with(NOT_RUN));
     all.retain(|snippet| cfg!(feature = "json") || !snippet.code.contains(WITH_JSON));
+    all.retain(|snippet| cfg!(feature = "coroutines") || !snippet.code.contains(WITH_COROUTINES));
     all
 }
 
@@ -226,7 +230,7 @@ impl Snippet {
     /// The source of its module. Its lines have the same numbers as on the page.
     fn module(&self) -> String {
         let call = Kind::of(&self.code).expect("a known kind").call();
-        let code = self.code.replace(BROKER, "crate::uri()").replace(WITH_JSON, "\n");
+        let code = self.code.replace(BROKER, "crate::uri()").replace(WITH_JSON, "\n").replace(WITH_COROUTINES, "\n");
         let run = format!("pub fn run() -> Result<(), Box<dyn std::error::Error>> {{ {call} Ok(()) }}");
         format!("{}{code}\n{run}\n", "\n".repeat(self.line))
     }
@@ -286,7 +290,11 @@ fn compile() -> Result<PathBuf, String> {
         choices += &format!("        \"{name}\" => {name}::run(),\n");
     }
     write("src/main.rs", &MAIN.replace("//modules", &modules).replace("//choices", &choices));
-    let features = [("tls", cfg!(feature = "tls")), ("json", cfg!(feature = "json"))];
+    let features = [
+        ("tls", cfg!(feature = "tls")),
+        ("json", cfg!(feature = "json")),
+        ("coroutines", cfg!(feature = "coroutines")),
+    ];
     let features: Vec<_> = features.into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect();
     let manifest = MANIFEST.replace("ROOT", &root().to_string_lossy());
     write("Cargo.toml", &manifest.replace("FEATURES", &format!("{features:?}")));
@@ -317,6 +325,7 @@ edition = "2024"
 
 [dependencies]
 leveret = { path = 'ROOT', default-features = false, features = FEATURES }
+may = "0.3.51"
 serde = { version = "1", features = ["derive"] }
 "#;
 

@@ -5,7 +5,7 @@ use crate::{Delivery, HandlerError};
 /// Handles the messages of a [`Listener`](crate::Listener), one after the other: a closure, a function, or any object
 /// with a state of its own.
 ///
-/// It runs on a thread of the listener's, so every call of this crate is allowed in it, also those that wait. What it
+/// It runs on a thread of the listener's, or in a coroutine of its own, so every call of this crate is allowed in it, also those that wait. What it
 /// returns decides about the message:
 ///
 /// - `Ok`: it is acked, unless the handler has settled it already, or it needs no ack (`no_ack`);

@@ -1,6 +1,6 @@
 //! Starting a listener.
 
-use std::{fmt, sync::Arc, thread};
+use std::{fmt, io, sync::Arc, thread};
 
 use super::{
     listener::Listener,
@@ -29,16 +29,19 @@ use crate::{Consumer, Error, Handler, Result, hooks::Job};
 #[must_use = "does nothing until it is given to `Consumer::listen`"]
 pub struct Listen<H> {
     handlers: Vec<H>,
-    dispatch: Dispatch,
+    pub(super) dispatch: Dispatch,
     policy: Policy,
     on_exception: Option<OnException>,
 }
 
 /// Where handlers run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Dispatch {
+pub(super) enum Dispatch {
     /// Each on a thread of its own; a single one on the thread that takes the deliveries.
     Threads,
+    /// Each in a coroutine of its own.
+    #[cfg(feature = "coroutines")]
+    Coroutines,
 }
 
 impl<H: Handler> Listen<H> {
@@ -116,6 +119,8 @@ impl<H: Handler> Listen<H> {
         running.control.register(Arc::downgrade(&job))?;
         match self.dispatch {
             Dispatch::Threads => start_threads(&running, self.handlers, consumer)?,
+            #[cfg(feature = "coroutines")]
+            Dispatch::Coroutines => super::coroutines::start(&running, self.handlers, consumer)?,
         }
         Ok(Listener { running })
     }
@@ -174,15 +179,9 @@ fn start_threads<H: Handler>(running: &Arc<Running>, handlers: Vec<H>, consumer:
         .map(drop);
     }
     let mut threads = Vec::new();
-    for (number, mut handler) in handlers.into_iter().enumerate() {
+    for (number, handler) in handlers.into_iter().enumerate() {
         let shared = running.clone();
-        let worker = spawn("leveret-handler", move || {
-            shared.begin_work(number);
-            while let Some(delivery) = shared.handoff.take() {
-                shared.handle(number, &mut handler, delivery);
-            }
-            guarded("dropping a handler", || drop(handler));
-        });
+        let worker = spawn("leveret-handler", move || shared.work(number, handler));
         match worker {
             Ok(worker) => threads.push(worker),
             Err(error) => {
@@ -191,6 +190,16 @@ fn start_threads<H: Handler>(running: &Arc<Running>, handlers: Vec<H>, consumer:
             }
         }
     }
+    start_dispatcher(running, consumer, move || threads.into_iter().for_each(|worker| drop(worker.join())))
+}
+
+/// Starts the thread that takes the deliveries and hands them to several workers; `join` waits for these.
+pub(super) fn start_dispatcher(
+    running: &Arc<Running>,
+    consumer: Consumer,
+    join: impl FnOnce() + Send + 'static,
+) -> Result<()> {
+    let shared = running.clone();
     let dispatcher = spawn("leveret-listen", move || {
         let result = shared.dispatch(consumer, |delivery| {
             if let Err(delivery) = shared.handoff.put(delivery) {
@@ -198,17 +207,21 @@ fn start_threads<H: Handler>(running: &Arc<Running>, handlers: Vec<H>, consumer:
             }
         });
         shared.handoff.close();
-        threads.into_iter().for_each(|worker| drop(worker.join()));
+        join();
         shared.finish(result);
     });
     dispatcher.map(drop).inspect_err(|_| running.handoff.close())
+}
+
+pub(super) fn starting(error: io::Error) -> Error {
+    Error::Io { during: "starting a thread", source: Arc::new(error) }
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<thread::JoinHandle<()>> {
     thread::Builder::new()
         .name(name.into())
         .spawn(run)
-        .map_err(|error| Error::Io { during: "starting a thread", source: Arc::new(error) })
+        .map_err(starting)
 }
 
 impl<H> fmt::Debug for Listen<H> {

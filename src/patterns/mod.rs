@@ -3,6 +3,8 @@
 //! Invariant: uses the public API and the few hooks that `lib.rs` lists, and nothing else (checked by
 //! `tests/layers.rs`).
 
+#[cfg(feature = "coroutines")]
+mod coroutines;
 mod forward;
 pub(crate) mod handler;
 mod handoff;

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     Consumer, Delivery, Error, FailurePolicy, Handler, HandlerFailure, Requeue, Result,
-    hooks::{Control, Job, Latch, Waiter, lock},
+    hooks::{Caller, Control, Job, Latch, Waiter, lock},
 };
 
 /// Gets to know of every failure.
@@ -55,12 +55,12 @@ pub(super) struct Running {
 pub(super) struct Worker {
     at_work: AtomicBool,
     /// Whoever runs its handlers.
-    who: Mutex<Option<Waiter>>,
+    who: Mutex<Option<Caller>>,
 }
 
 impl Worker {
     fn is_caller(&self) -> bool {
-        lock(&self.who).as_ref().is_some_and(|who| who.is(&Waiter::new()))
+        *lock(&self.who) == Some(Caller::current())
     }
 }
 
@@ -133,8 +133,17 @@ impl Running {
     /// The caller runs this worker's handlers from now on.
     pub(super) fn begin_work(&self, worker: usize) {
         if let Some(worker) = self.workers.get(worker) {
-            *lock(&worker.who) = Some(Waiter::new());
+            *lock(&worker.who) = Some(Caller::current());
         }
+    }
+
+    /// Handles what is handed over until nothing comes any more.
+    pub(super) fn work(&self, worker: usize, mut handler: impl Handler) {
+        self.begin_work(worker);
+        while let Some(delivery) = self.handoff.take() {
+            self.handle(worker, &mut handler, delivery);
+        }
+        guarded("dropping a handler", || drop(handler));
     }
 
     /// Handles one delivery and settles it; once the listener stops, gives it back instead.

@@ -9,15 +9,19 @@
 //!   until it waits again.
 
 use std::{
-    panic,
-    sync::Arc,
+    io,
+    panic::{self, AssertUnwindSafe},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 pub(crate) use may::coroutine::is_coroutine;
 use may::{
-    coroutine::{ParkError, yield_now},
+    coroutine::{Builder, JoinHandle, ParkError, yield_now},
     sync::Blocker,
 };
 
@@ -61,6 +65,35 @@ impl Parking {
     pub(super) fn wake(self) {
         self.0.unpark();
     }
+}
+
+/// Tells one coroutine from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Id(u64);
+
+may::coroutine_local! {
+    static ID: u64 = {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl Id {
+    /// `None` when the caller is a thread.
+    pub(super) fn of_caller() -> Option<Id> {
+        is_coroutine().then(|| ID.with(|id| Id(*id)))
+    }
+}
+
+/// Starts a coroutine with so many bytes of stack.
+///
+/// # Errors
+/// There is no memory for its stack, or the system allows no more mappings.
+pub(crate) fn spawn(stack: usize, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    let builder = Builder::new().stack_size(stack / size_of::<usize>());
+    // It panics where it finds no memory.
+    panic::catch_unwind(AssertUnwindSafe(|| may::go!(builder, work)))
+        .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::OutOfMemory)))
 }
 
 /// Rounded up.

@@ -9,6 +9,7 @@ mod calls;
 mod cancel;
 #[path = "../common/mod.rs"]
 mod common;
+mod listeners;
 mod many;
 mod stack;
 mod timeouts;
