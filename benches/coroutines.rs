@@ -31,7 +31,8 @@ fn main() {
             println!("{CALLS} calls each | callers | seconds | calls/s | peak KiB | KiB per caller");
             for size in SIZES {
                 for kind in ["threads", "coroutines"] {
-                    let itself = Command::new(env::current_exe().unwrap()).arg(kind).arg(size.to_string()).status();
+                    let itself =
+                        Command::new(env::current_exe().unwrap()).arg(kind).arg(size.to_string()).status();
                     assert!(itself.unwrap().success());
                 }
             }
@@ -51,7 +52,7 @@ fn measure(kind: &str, size: usize) {
         let (channel, queue) = (channels[number % CHANNELS].clone(), queue.clone());
         move || {
             for _ in 0..CALLS {
-                channel.queue_declare_passive(&*queue).unwrap();
+                channel.queue_declare_passive(&queue).unwrap();
             }
         }
     };

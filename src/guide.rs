@@ -90,5 +90,11 @@ pub mod events_and_blocked {}
 pub mod taps {}
 
 #[doc = include_str!("guide/links.md")]
+#[doc = include_str!("../docs/threads-and-coroutines.md")]
+///
+/// In the reference: [`Listen`](crate::Listen), [`Error::Cancelled`](crate::Error::Cancelled).
+pub mod threads_and_coroutines {}
+
+#[doc = include_str!("guide/links.md")]
 #[doc = include_str!("../docs/glossary.md")]
 pub mod glossary {}

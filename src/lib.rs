@@ -95,13 +95,13 @@ mod fuzzing;
 pub mod guide;
 /// What `patterns` uses beside the public API: these, and `Confirm::poll` and `Confirm::expecting`.
 mod hooks {
+    #[cfg(feature = "coroutines")]
+    pub(crate) use crate::sync::spawn_coroutine;
     pub(crate) use crate::{
         channel::Control,
         connection::work::Job,
         sync::{Caller, Latch, OneShot, Waiter, lock, may_wait},
     };
-    #[cfg(feature = "coroutines")]
-    pub(crate) use crate::sync::spawn_coroutine;
 }
 mod patterns;
 mod protocol;

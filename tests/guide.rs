@@ -230,7 +230,8 @@ impl Snippet {
     /// The source of its module. Its lines have the same numbers as on the page.
     fn module(&self) -> String {
         let call = Kind::of(&self.code).expect("a known kind").call();
-        let code = self.code.replace(BROKER, "crate::uri()").replace(WITH_JSON, "\n").replace(WITH_COROUTINES, "\n");
+        let code =
+            self.code.replace(BROKER, "crate::uri()").replace(WITH_JSON, "\n").replace(WITH_COROUTINES, "\n");
         let run = format!("pub fn run() -> Result<(), Box<dyn std::error::Error>> {{ {call} Ok(()) }}");
         format!("{}{code}\n{run}\n", "\n".repeat(self.line))
     }

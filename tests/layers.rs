@@ -135,6 +135,14 @@ fn protocol_does_no_input_or_output_and_knows_no_time_and_no_threads() {
     }
 }
 
+/// Who waits need not know whether a coroutine does.
+#[test]
+fn only_sync_knows_of_coroutines() {
+    for (file, code) in sources().iter().filter(|(file, _)| !file.starts_with("sync/")) {
+        assert!(!code.contains("may::"), "{file} names may");
+    }
+}
+
 #[test]
 fn no_file_is_long() {
     for (file, code) in sources() {

@@ -218,10 +218,7 @@ pub(super) fn starting(error: io::Error) -> Error {
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<thread::JoinHandle<()>> {
-    thread::Builder::new()
-        .name(name.into())
-        .spawn(run)
-        .map_err(starting)
+    thread::Builder::new().name(name.into()).spawn(run).map_err(starting)
 }
 
 impl<H> fmt::Debug for Listen<H> {
