@@ -55,6 +55,14 @@ pub mod publishing {}
 pub mod consuming {}
 
 #[doc = include_str!("guide/links.md")]
+#[doc = include_str!("../docs/listeners.md")]
+///
+/// In the reference: [`Consumer::listen`](crate::Consumer::listen), [`Listen`](crate::Listen),
+/// [`Handler`](crate::Handler), [`Listener`](crate::Listener), [`FailurePolicy`](crate::FailurePolicy),
+/// [`Channel::basic_consume_inline`](crate::Channel::basic_consume_inline).
+pub mod listeners {}
+
+#[doc = include_str!("guide/links.md")]
 #[doc = include_str!("../docs/rpc.md")]
 ///
 /// In the reference: [`rpc`](crate::rpc), [`Listener`](crate::Listener), [`Listen`](crate::Listen).
@@ -94,6 +102,22 @@ pub mod taps {}
 ///
 /// In the reference: [`Listen`](crate::Listen), [`Error::Cancelled`](crate::Error::Cancelled).
 pub mod threads_and_coroutines {}
+
+#[doc = include_str!("guide/links.md")]
+#[doc = include_str!("../docs/shutdown.md")]
+///
+/// In the reference: [`Connection::shutdown`](crate::Connection::shutdown),
+/// [`Connection::request_shutdown`](crate::Connection::request_shutdown),
+/// [`Unfinished`](crate::Unfinished).
+pub mod shutdown {}
+
+#[doc = include_str!("guide/links.md")]
+#[doc = include_str!("../docs/coming-from.md")]
+pub mod coming_from {}
+
+#[doc = include_str!("guide/links.md")]
+#[doc = include_str!("../docs/questions.md")]
+pub mod questions {}
 
 #[doc = include_str!("guide/links.md")]
 #[doc = include_str!("../docs/glossary.md")]

@@ -49,37 +49,53 @@
 //! The [guide] explains how the parts work together, page by page: [introduction](guide::introduction), [sync
 //! and async](guide::sync_and_async), [connecting](guide::connecting), [channels](guide::channels), [queues
 //! and exchanges](guide::queues_and_exchanges), [publishing](guide::publishing),
-//! [consuming](guide::consuming), [RPC and topologies](guide::rpc), [transactions](guide::transactions), [errors](guide::errors), [events and
-//! blocked connections](guide::events_and_blocked), [taps](guide::taps), [glossary](guide::glossary).
+//! [consuming](guide::consuming), [listeners](guide::listeners), [RPC and topologies](guide::rpc),
+//! [transactions](guide::transactions), [errors](guide::errors), [events and blocked
+//! connections](guide::events_and_blocked), [taps](guide::taps), [threads and
+//! coroutines](guide::threads_and_coroutines), [shutting down](guide::shutdown), [glossary](guide::glossary).
+//! For those who know [another client](guide::coming_from) there is a table name by name, and for those in a
+//! hurry [how do I …?](guide::questions)
 //!
 //! # Promises
 //!
 //! - No call outlives its deadline: connecting, calling, publishing against a stalled broker, closing,
 //!   dropping. [Every wait and its limit](guide::connecting#every-wait-and-its-limit). The exceptions wait
 //!   for something that may never come, and say so: [`Consumer::next`](Iterator::next), [`select`],
-//!   [`Connection::wait_closed`].
+//!   [`Listener::wait`], [`Connection::wait_closed`].
 //! - Nothing stops silently: a consumer, a confirm or a connection that ends says why.
 //! - The first cause is kept: the hundredth call after a failure returns the same error as the first.
 //! - Every publish in confirm mode has exactly one [`Outcome`], and a delivery cannot be acked twice, or on a
 //!   wrong channel.
+//! - Any call is legal in any handler; where it would wait for ever, it is [`Error::WouldDeadlock`].
 //! - Memory is bounded on both sides, whatever the peer or the program does.
 //! - No byte from the wire can panic, over-allocate, or take down more than it must.
 //!
 //! # Threads
 //!
-//! All handles are `Send + Sync + 'static`, and a channel may be shared by any number of threads. Each
-//! connection has two threads of its own, `leveret-reader` and `leveret-writer`; no code of yours runs on
-//! them, except for an [inline handler](Channel::basic_consume_inline). Each [event listener](Connection::on_event) has
-//! one more, a [`Listener`] one for each of its handlers, and if there are several one to take the deliveries.
+//! All handles are `Send + Sync + 'static`, and a channel may be shared by any number of threads. The threads of
+//! this crate have names:
+//!
+//! | name | how many | runs code of yours |
+//! |---|---|---|
+//! | `leveret-reader`, `leveret-writer` | one of each for a connection | [inline handlers](Channel::basic_consume_inline), [filters and taps](guide::taps) |
+//! | `leveret-handler` | one for each handler of a [`Listener`] | the handler, and its failure policy |
+//! | `leveret-listen` | one for a listener with several handlers, or in coroutines | no |
+//! | `leveret-rpc` | one for each [`rpc::Client`] | no |
+//! | `leveret-events` | one for each [event listener](Connection::on_event) | the listener |
+//! | `leveret-shutdown` | one while a [shutdown](Connection::request_shutdown) is under way that a handler asked for | no |
+//! | `leveret-resolve`, `leveret-errands`, `leveret-close` and others | for the moment in which they are needed | no |
 //!
 //! # Features
 //!
 //! - `tls` (on by default): `amqps`, by native-tls, the TLS library of the operating system. Without it an
 //!   `amqps` URI is an error, and nothing else changes.
+//! - `broker` (on by default): the module `broker`, a broker within the process, for tests and examples.
 //! - `json`: `Message::json` and `Delivery::json`, by serde_json.
 //! - `coroutines`: everything here may be called from coroutines of the crate `may`; a call that waits parks the
 //!   coroutine, not its thread.
 
+// On docs.rs each item says which feature it needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 #[cfg(feature = "broker")]

@@ -97,6 +97,7 @@ const OUTPUTS: &[(&str, &str)] = &[
          OUT ch=1 body 12 bytes\nOUT ch=1 queue.delete queue=\"filtered\"\n\
          IN  ch=1 queue.delete-ok message_count=1\n",
     ),
+    ("three_styles", "callback: Hello world!\npromise: Hello world!\nstraight line: Hello world!\n"),
     (
         "producer",
         "message-0: {\"count\": 0}\nmessage-1: {\"count\": 1}\nmessage-2: {\"count\": 2}\n\

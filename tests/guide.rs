@@ -58,9 +58,12 @@ const PAGES: &[&str] = &[
     "docs/errors.md",
     "docs/events-and-blocked.md",
     "docs/introduction.md",
+    "docs/listeners.md",
     "docs/publishing.md",
+    "docs/questions.md",
     "docs/queues-and-exchanges.md",
     "docs/rpc.md",
+    "docs/shutdown.md",
     "docs/sync-and-async.md",
     "docs/taps.md",
     "docs/threads-and-coroutines.md",
@@ -84,9 +87,12 @@ pages! {
     errors "docs/errors.md"
     events_and_blocked "docs/events-and-blocked.md"
     introduction "docs/introduction.md"
+    listeners "docs/listeners.md"
     publishing "docs/publishing.md"
+    questions "docs/questions.md"
     queues_and_exchanges "docs/queues-and-exchanges.md"
     rpc "docs/rpc.md"
+    shutdown "docs/shutdown.md"
     sync_and_async "docs/sync-and-async.md"
     taps "docs/taps.md"
     threads_and_coroutines "docs/threads-and-coroutines.md"

@@ -10,7 +10,7 @@ use super::Error;
 pub struct Unfinished {
     /// The time was over: the socket was closed as things stood.
     pub timed_out: bool,
-    /// The handlers that had not finished, in words: `consumer "ctag-1": 2 handlers at work`.
+    /// The handlers that had not finished, in words: `listener "ctag-1": 2 handlers at work`.
     pub at_work: Vec<String>,
     /// What channels were closed with, or did not finish, and the channel's number: [`Error::Unconfirmed`],
     /// [`Error::Refused`], [`Error::Timeout`].

@@ -290,7 +290,8 @@ impl Job for Running {
 
     fn describe(&self) -> String {
         let count = self.others_at_work();
-        format!("listener {:?}: {count} handlers at work", self.consumer_tag)
+        let handlers = if count == 1 { "handler" } else { "handlers" };
+        format!("listener {:?}: {count} {handlers} at work", self.consumer_tag)
     }
 }
 
