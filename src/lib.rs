@@ -61,7 +61,7 @@
 //! - No call outlives its deadline: connecting, calling, publishing against a stalled broker, closing,
 //!   dropping. [Every wait and its limit](guide::connecting#every-wait-and-its-limit). The exceptions wait
 //!   for something that may never come, and say so: [`Consumer::next`](Iterator::next), [`select`],
-//!   [`Listener::wait`], [`Connection::wait_closed`].
+//!   [`Listener::wait`], [`InlineConsumer::wait`], [`Connection::wait_closed`].
 //! - Nothing stops silently: a consumer, a confirm or a connection that ends says why.
 //! - The first cause is kept: the hundredth call after a failure returns the same error as the first.
 //! - Every publish in confirm mode has exactly one [`Outcome`], and a delivery cannot be acked twice, or on a
