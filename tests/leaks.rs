@@ -14,7 +14,7 @@ use std::{
 };
 
 use common::{
-    brokers::{Broker, on_each_broker},
+    brokers::{Broker, on_each_rabbitmq},
     peer::{eventually, library_threads, sockets},
     proxy::{Cut, Direction},
 };
@@ -25,6 +25,10 @@ fn one_at_a_time() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// Why none of these runs on the in-process broker.
+const IN_ITS_OWN: &str =
+    "counts the threads and descriptors of its process, of which the in-process broker has its own";
 
 /// The names of the library's threads in this process.
 fn names() -> Vec<String> {
@@ -78,7 +82,7 @@ impl Held {
 #[test]
 fn a_connection_has_two_named_threads() {
     let _turn = one_at_a_time();
-    on_each_broker(|broker| {
+    on_each_rabbitmq(IN_ITS_OWN, |broker| {
         let before = sockets();
         let mut held = Vec::new();
         for number in 1..=3 {
@@ -100,7 +104,7 @@ fn a_connection_has_two_named_threads() {
 #[test]
 fn a_hundred_connections_leave_nothing() {
     let _turn = one_at_a_time();
-    on_each_broker(|broker| {
+    on_each_rabbitmq(IN_ITS_OWN, |broker| {
         let before = sockets();
         let mut held = (0..100).map(|_| Held::open(broker)).collect::<Result<Vec<_>>>()?;
         assert_eq!(library_threads(), 200);
@@ -122,7 +126,7 @@ fn a_hundred_connections_leave_nothing() {
 #[test]
 fn a_failed_connection_leaves_nothing() {
     let _turn = one_at_a_time();
-    on_each_broker(|broker| {
+    on_each_rabbitmq(IN_ITS_OWN, |broker| {
         let refusing = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         refusing.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
         let nobody = refusing.local_addr().unwrap().as_socket().unwrap();
@@ -147,7 +151,7 @@ fn a_failed_connection_leaves_nothing() {
 #[test]
 fn a_lost_connection_leaves_nothing() {
     let _turn = one_at_a_time();
-    on_each_broker(|broker| {
+    on_each_rabbitmq(IN_ITS_OWN, |broker| {
         for cut in [Cut::Fin, Cut::Reset, Cut::HalfClose] {
             let proxy = broker.proxy();
             let before = sockets();

@@ -34,6 +34,8 @@ pub(super) struct Presence {
     max_frame: AtomicUsize,
     takes_cancels: AtomicBool,
     gate: Mutex<Gate>,
+    /// The gate is shut: to be asked often.
+    stopped: AtomicBool,
     changed: Condvar,
     pub(super) received: AtomicU64,
     /// The clock was moved: silence so far does not count.
@@ -84,6 +86,7 @@ impl Presence {
             max_frame: AtomicUsize::new(frame::MIN_FRAME_MAX as usize),
             takes_cancels: AtomicBool::new(false),
             gate: Mutex::default(),
+            stopped: AtomicBool::new(false),
             changed: Condvar::new(),
             received: AtomicU64::new(0),
             forgive: AtomicBool::new(false),
@@ -139,6 +142,11 @@ impl Presence {
         lock(&self.gate).is_shut()
     }
 
+    /// The same, without a lock.
+    pub(super) fn stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+
     /// An alarm has stopped the client.
     pub(super) fn is_blocked(&self) -> bool {
         let gate = lock(&self.gate);
@@ -151,6 +159,7 @@ impl Presence {
         let blocked = gate.alarm && gate.publishes && gate.open && gate.takes_blocked;
         let news = blocked != gate.told;
         gate.told = blocked;
+        self.stopped.store(gate.is_shut(), Ordering::SeqCst);
         if news {
             // Under the gate's lock, so that the two cannot overtake each other.
             self.link.append(|out| {

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use super::{
-    ChannelId, Effect, Emulate, Name, Publish, Refusal,
+    ChannelId, Effect, Name, Publish, Refusal,
     arguments::QueueType,
     channel::{Mode, Uncommitted},
     dead_letter::{self, Letter, Reason},
@@ -68,16 +68,6 @@ impl Vhost {
     }
 
     fn check_publish(&self, publish: &Publish<'_>) -> Result<()> {
-        let max = match self.emulate() {
-            Emulate::RabbitMq3 => 134_217_728,
-            Emulate::RabbitMq4 => 16_777_216,
-        };
-        let size = publish.body.len();
-        if size > max {
-            return Err(Refusal::precondition(format!(
-                "message size {size} is larger than configured max size {max}"
-            )));
-        }
         match self.exchanges.get(publish.exchange) {
             None => Err(self.no_exchange(&publish.exchange.into())),
             Some(exchange) if exchange.internal => {

@@ -82,6 +82,8 @@ struct Session<'a> {
     deadline: Option<Instant>,
     /// A stream of frames that was out of step cannot be read any further.
     lost: bool,
+    /// What was read is not to be looked at before the session may be read from again.
+    paused: bool,
 }
 
 /// Runs until the connection has ended.
@@ -98,6 +100,7 @@ pub(super) fn run(hub: &Arc<Hub>, presence: &Arc<Presence>) {
             max_payload: UNTUNED_FRAME_MAX,
             deadline: Instant::now().checked_add(hub.config.handshake_timeout),
             lost: false,
+            paused: false,
         };
         session.read_all();
         session.leave();
@@ -127,6 +130,11 @@ impl Session<'_> {
                 }
                 timeout = left;
             }
+            if self.paused {
+                self.paused = false;
+                filled -= self.take(&mut buffer, filled);
+                continue;
+            }
             if filled == buffer.len() {
                 // A frame that does not fit, and whose size is allowed.
                 buffer.resize(2 * filled, 0);
@@ -136,13 +144,7 @@ impl Session<'_> {
                 Ok(read) => {
                     self.presence.received.fetch_add(read as u64, Ordering::Relaxed);
                     filled += read;
-                    let used = self.feed(buffer.get(..filled).unwrap_or_default());
-                    buffer.copy_within(used..filled, 0);
-                    filled -= used;
-                    if filled == 0 && buffer.len() > READ_BUFFER {
-                        buffer.truncate(READ_BUFFER);
-                        buffer.shrink_to_fit();
-                    }
+                    filled -= self.take(&mut buffer, filled);
                 }
                 Err(error) if is_timeout(&error) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {
@@ -153,6 +155,22 @@ impl Session<'_> {
                 Err(_) => return,
             }
         }
+    }
+
+    /// Takes what is complete out of the beginning of the buffer; gives the number of bytes.
+    fn take(&mut self, buffer: &mut Vec<u8>, filled: usize) -> usize {
+        // It may have been stopped while this thread waited for the client.
+        if self.presence.stopped() {
+            self.paused = true;
+            return 0;
+        }
+        let used = self.feed(buffer.get(..filled).unwrap_or_default());
+        buffer.copy_within(used..filled, 0);
+        if used == filled && buffer.len() > READ_BUFFER {
+            buffer.truncate(READ_BUFFER);
+            buffer.shrink_to_fit();
+        }
+        used
     }
 
     /// Takes what is complete at the start of `bytes`; gives the number of bytes.
@@ -166,8 +184,8 @@ impl Session<'_> {
                 Phase::Closing => self.feed_closing(rest),
                 Phase::Ended => return bytes.len(),
             };
-            if rest.len() == before && std::mem::discriminant(&self.phase) == was {
-                return bytes.len() - before;
+            if self.paused || (rest.len() == before && std::mem::discriminant(&self.phase) == was) {
+                return bytes.len() - rest.len();
             }
         }
     }
@@ -191,6 +209,10 @@ impl Session<'_> {
                 // It was closed, by this session or by somebody else, and the client was told.
                 self.deadline = Instant::now().checked_add(CLOSING);
                 break if silent { Phase::Ended } else { Phase::Closing };
+            }
+            if self.presence.stopped() {
+                self.paused = true;
+                break Phase::Running(running);
             }
             match self.next_frame(rest) {
                 Incoming::Partial => break Phase::Running(running),
