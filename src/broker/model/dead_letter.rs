@@ -170,7 +170,8 @@ fn is_death_of(death: &FieldValue, queue: &[u8], reason: Reason) -> bool {
     })
 }
 
-/// Entries of the same queue and reason become one, with their number as its count if it had none.
+/// Entries of the same queue and reason become one, with their number as its count if it had none. RabbitMQ turns
+/// the order of several entries round.
 fn grouped(deaths: Vec<FieldValue>) -> Vec<FieldValue> {
     let mut groups: Vec<(FieldTable, i64)> = Vec::new();
     for death in deaths {
@@ -189,7 +190,7 @@ fn grouped(deaths: Vec<FieldValue>) -> Vec<FieldValue> {
         }
         FieldValue::Table(table)
     });
-    counted.collect()
+    counted.rev().collect()
 }
 
 /// As 4.x does it: what a client puts into the header counts for nothing.

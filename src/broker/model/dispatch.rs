@@ -1,7 +1,7 @@
 //! From queues to consumers: consuming, fetching, prefetch, and whose turn it is.
 
 use super::{
-    ChannelId, ConsumeOptions, Effect, Got, Name, Refusal, SessionId,
+    ChannelId, ConsumeOptions, Effect, Emulate, Got, Name, Refusal, SessionId,
     arguments::{QueueType, check_consumer_arguments},
     channel::{ChannelConsumer, Unacked},
     consumers::Consumer,
@@ -56,7 +56,7 @@ impl Vhost {
     }
 
     fn check_consume(&mut self, channel: ChannelId, name: &Name, options: &ConsumeOptions<'_>) -> Result<()> {
-        let what = self.queue_text(name);
+        let (what, emulate) = (self.queue_text(name), self.emulate());
         let (prefetch, global) = {
             let opened = self.channel(channel)?;
             (opened.prefetch, opened.global_prefetch)
@@ -64,12 +64,16 @@ impl Vhost {
         let queue = self.accessible(channel, name)?;
         check_consumer_arguments(&what, queue.kind, &options.arguments)?;
         if queue.kind == QueueType::Stream {
+            let (unset, unacked) = match emulate {
+                Emulate::RabbitMq3 => (format!("'{what}'"), format!("stream queues {what}")),
+                Emulate::RabbitMq4 => (format!("stream {what}"), format!("stream {what}")),
+            };
             if prefetch == 0 {
-                let text = format!("consumer prefetch count is not set for stream {what}");
+                let text = format!("consumer prefetch count is not set for {unset}");
                 return Err(Refusal::precondition(text));
             }
             if options.no_ack {
-                let text = format!("automatic acknowledgement not supported by stream {what}");
+                let text = format!("automatic acknowledgement not supported by {unacked}");
                 return Err(Refusal::not_implemented(text));
             }
         }
@@ -114,7 +118,10 @@ impl Vhost {
             }
         }
         self.after_consumers_left(&consumer.queue);
-        self.run(&consumer.queue);
+        // In 3.x the successor of a single active consumer gets nothing until something else happens there.
+        if self.emulate() != Emulate::RabbitMq3 {
+            self.run(&consumer.queue);
+        }
         self.send_letters();
         true
     }

@@ -1,7 +1,7 @@
 //! Declaring, deleting and binding exchanges.
 
 use super::{
-    ExchangeOptions, Name, Refusal,
+    Emulate, ExchangeOptions, Name, Refusal,
     arguments::{check_equivalence, inequivalent},
     exchange::{Destination, Exchange, Kind},
     headers,
@@ -42,7 +42,11 @@ fn check_not_default(name: &Name) -> Result<()> {
 impl Vhost {
     pub(crate) fn declare_exchange(&mut self, name: &[u8], options: &ExchangeOptions) -> Result<()> {
         let Some(kind) = Kind::from_name(&options.kind) else {
-            return Err(Refusal::command_invalid(format!("unknown exchange type '{}'", options.kind)));
+            let text = format!("unknown exchange type '{}'", options.kind);
+            return Err(match self.emulate() {
+                Emulate::RabbitMq3 => Refusal::command_invalid(text),
+                Emulate::RabbitMq4 => Refusal::precondition(text),
+            });
         };
         let name = stripped(name);
         check_not_default(&name)?;

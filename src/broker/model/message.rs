@@ -205,6 +205,14 @@ pub(super) fn accept(
         check_user(&fields)?;
     }
     let expiration = fields.short(EXPIRATION).map(parse_expiration).transpose()?;
+    if let Some(milliseconds) = expiration.filter(|_| emulate != Emulate::RabbitMq3) {
+        // Delivered as the number that it is.
+        let text = milliseconds.to_string();
+        if fields.short(EXPIRATION) != Some(text.as_bytes()) {
+            fields.set_short(EXPIRATION, text.as_bytes());
+            changed = true;
+        }
+    }
     let mut routing_keys = vec![Name::from(publish.routing_key)];
     let mut blind_copies = 0;
     if let Some(headers) = fields.headers() {

@@ -44,13 +44,28 @@ impl Vhost {
     fn settle(&mut self, channel: ChannelId, tag: u64, multiple: bool, settlement: Settlement) -> Result<()> {
         let opened = self.channel(channel)?;
         let taken = opened.take_unacked(tag, multiple)?;
-        if let Mode::Transaction(transaction) = &mut opened.mode {
+        if settlement != Settlement::Ack {
+            self.check_not_stream(&taken)?;
+        }
+        if let Mode::Transaction(transaction) = &mut self.channel(channel)?.mode {
             transaction.settlements.push((settlement, taken));
             return Ok(());
         }
         self.settle_all(channel, settlement, taken);
         self.send_letters();
         Ok(())
+    }
+
+    /// A stream keeps its messages: nothing can be given back.
+    fn check_not_stream(&self, taken: &[(u64, Unacked)]) -> Result<()> {
+        let is_stream = |name: &Name| self.queues.get(name).is_some_and(|queue| queue.stream.is_some());
+        match taken.iter().find(|(_, unacked)| is_stream(&unacked.queue)) {
+            Some((_, unacked)) => Err(Refusal::not_implemented(format!(
+                "basic.nack and basic.reject not supported by stream queues {}",
+                self.queue_text(&unacked.queue)
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// `basic.recover` and `basic.recover-async`: everything unacked of the channel is requeued.
@@ -88,7 +103,9 @@ impl Vhost {
                 }
                 Settlement::Requeue => self.requeue(&name, entries, true),
             }
-            self.run(&name);
+            if has_room || settlement == Settlement::Requeue {
+                self.run(&name);
+            }
         }
         self.release_channel(channel, consumed);
     }

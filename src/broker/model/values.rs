@@ -149,9 +149,37 @@ fn binary_term(bytes: &[u8]) -> String {
     }
 }
 
-/// Erlang always writes a point.
+/// The shortest digits, with a point always, and with an exponent where that is shorter.
 fn float_term(value: f64) -> String {
-    if value.fract() == 0.0 && value.abs() < 1e16 { format!("{value:.1}") } else { value.to_string() }
+    let scientific = format!("{value:e}");
+    let (sign, unsigned) = match scientific.strip_prefix('-') {
+        Some(unsigned) => ("-", unsigned),
+        None => ("", &*scientific),
+    };
+    let Some((mantissa, exponent)) = unsigned.split_once('e') else { return scientific };
+    let digits = mantissa.replace('.', "");
+    let exponent: i32 = exponent.parse().unwrap_or(0);
+    let (length, place) = (i32::try_from(digits.len()).unwrap_or(i32::MAX), exponent + 1);
+    let zeros = |count: i32| "0".repeat(usize::try_from(count).unwrap_or(0));
+    let cost = exponent.to_string().len() as i32 + if length == 1 { 3 } else { 2 };
+    let with_point = match place {
+        ..0 if 2 - place <= cost => Some(format!("0.{}{digits}", zeros(-place))),
+        0 => Some(format!("0.{digits}")),
+        place if place >= length && place - length + 2 <= cost => {
+            Some(format!("{digits}{}.0", zeros(place - length)))
+        }
+        place if (1..length).contains(&place) => {
+            let (whole, fraction) = digits.split_at_checked(place as usize).unwrap_or((&digits, "0"));
+            Some(format!("{whole}.{fraction}"))
+        }
+        _ => None,
+    };
+    let with_exponent = || {
+        let fraction = mantissa.split_once('.').map_or("0", |(_, fraction)| fraction);
+        let whole = mantissa.split_once('.').map_or(mantissa, |(whole, _)| whole);
+        format!("{whole}.{fraction}e{exponent}")
+    };
+    format!("{sign}{}", with_point.unwrap_or_else(with_exponent))
 }
 
 /// Refuses when an argument of what exists differs from that of a new declaration. Gives how the new and the

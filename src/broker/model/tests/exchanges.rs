@@ -125,7 +125,7 @@ fn refusals_are_in_rabbitmqs_words() {
         ),
         (
             text(vhost.declare_exchange(b"z", &options("x-odd"))),
-            "COMMAND_INVALID - unknown exchange type 'x-odd'",
+            "PRECONDITION_FAILED - unknown exchange type 'x-odd'",
         ),
         (
             text(vhost.declare_exchange(b"", &options("direct"))),
