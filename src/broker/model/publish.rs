@@ -168,26 +168,31 @@ impl Vhost {
             _ => {}
         }
         let entry = queue.entry(message.clone(), now);
+        let expires = entry.expires.is_some();
         queue.ready.push(entry);
-        self.settle_down(name);
+        self.run(name);
+        let dropped = self.drop_surplus(name);
+        let alone = self.queues.get(name).is_some_and(|queue| queue.ready.len() == 1);
+        // RabbitMQ looks at the head only when this message may have become it by itself. One of a higher
+        // priority, which takes the head from others, expires when something else happens there.
+        if (dropped || alone) && (expires || !(dropped && alone)) {
+            self.expire_messages(name);
+        }
         true
     }
 
-    /// After messages came into a queue: they go to consumers, and what is too many or too old goes away.
-    pub(super) fn settle_down(&mut self, name: &Name) {
-        self.run(name);
-        self.drop_surplus(name);
-        self.expire_messages(name);
-    }
-
-    pub(super) fn drop_surplus(&mut self, name: &Name) {
+    /// Says whether there was a message too many.
+    pub(super) fn drop_surplus(&mut self, name: &Name) -> bool {
+        let mut dropped = false;
         while let Some(queue) = self.queues.get_mut(name) {
             if queue.overflow != Overflow::DropHead || !queue.is_over_limit() {
-                return;
+                break;
             }
-            let Some(entry) = queue.ready.pop() else { return };
+            let Some(entry) = queue.ready.pop() else { break };
             self.give_up(name, &entry, Reason::MaxLength);
+            dropped = true;
         }
+        dropped
     }
 
     /// Removes the messages at the head whose time is over.
@@ -195,6 +200,9 @@ impl Vhost {
         let now = self.now;
         while let Some(entry) = self.queues.get_mut(name).and_then(|queue| queue.pop_expired(now)) {
             self.give_up(name, &entry, Reason::Expired);
+        }
+        if let Some(queue) = self.queues.get_mut(name) {
+            queue.head_expires = queue.ready.head().and_then(|entry| entry.expires);
         }
         self.schedule(name);
     }

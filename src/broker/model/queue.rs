@@ -53,6 +53,8 @@ pub(super) struct Queue {
     pub(super) used: Duration,
     /// When it will be looked at.
     pub(super) scheduled: Option<Duration>,
+    /// When the head expires, as it was when expired messages were last removed.
+    pub(super) head_expires: Option<Duration>,
     /// The messages of a stream, which has no others.
     pub(super) stream: Option<Stream>,
     next_sequence: u64,
@@ -109,6 +111,7 @@ impl Queue {
             had_consumers: false,
             used: now,
             scheduled: None,
+            head_expires: None,
             stream: (kind == QueueType::Stream).then(|| Stream::new(&arguments)),
             next_sequence: 0,
             arguments,
@@ -168,7 +171,6 @@ impl Queue {
 
     /// When something is due here.
     pub(super) fn deadline(&self) -> Option<Duration> {
-        let message = self.ready.head().and_then(|entry| entry.expires);
-        [message, self.expires_at()].into_iter().flatten().min()
+        [self.head_expires, self.expires_at()].into_iter().flatten().min()
     }
 }

@@ -108,8 +108,10 @@ impl Vhost {
             queue.scheduled = None;
             if queue.expires_at().is_some_and(|at| at <= self.now) {
                 self.remove_queue(&name);
-            } else {
+            } else if queue.head_expires.is_some_and(|at| at <= self.now) {
                 self.expire_messages(&name);
+            } else {
+                self.schedule(&name);
             }
         }
         self.send_letters();
