@@ -17,6 +17,10 @@ use crate::error::ReplyCode;
 
 type Result<T> = std::result::Result<T, Refusal>;
 
+/// How many dead letters may wait to be delivered. Queues that feed each other with copies could make any number of
+/// them; beyond this they are lost.
+const MAX_LETTERS: usize = 100_000;
+
 /// Publishing.
 impl Vhost {
     /// Routes a message, or keeps it for the commit. Confirms and returns are effects: a mandatory message
@@ -210,7 +214,7 @@ impl Vhost {
     /// A queue is done with a message: it goes to the dead-letter exchange, if the queue has one and it exists.
     pub(super) fn give_up(&mut self, name: &Name, entry: &Entry, reason: Reason) {
         let Some(to) = self.queues.get(name).and_then(|queue| queue.dead_letters.as_ref()) else { return };
-        if !self.exchanges.contains_key(&to.exchange) {
+        if !self.exchanges.contains_key(&to.exchange) || self.letters.len() >= MAX_LETTERS {
             return;
         }
         let (time, emulate) = (self.time(), self.emulate());
