@@ -151,6 +151,7 @@ impl Vhost {
 
     /// `basic.get`
     pub(crate) fn get(&mut self, channel: ChannelId, queue: &[u8], no_ack: bool) -> Result<Option<Got>> {
+        self.channel(channel)?;
         let name = self.queue_name(channel, queue)?;
         let what = self.queue_text(&name);
         let queue = self.accessible(channel, &name)?;

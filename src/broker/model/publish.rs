@@ -26,6 +26,7 @@ impl Vhost {
     /// Routes a message, or keeps it for the commit. Confirms and returns are effects: a mandatory message
     /// that no queue takes is returned before it is confirmed.
     pub(crate) fn publish(&mut self, channel: ChannelId, publish: Publish<'_>) -> Result<()> {
+        self.channel(channel)?;
         if publish.immediate {
             return Err(Refusal::not_implemented("immediate=true"));
         }

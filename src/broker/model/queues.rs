@@ -39,6 +39,7 @@ impl Vhost {
         name: &[u8],
         options: &QueueOptions,
     ) -> Result<QueueStatus> {
+        self.channel(channel)?;
         let name = stripped(name);
         if name.starts_with(b"amq.rabbitmq.reply-to") {
             return self.check_reply_address(channel, &name);

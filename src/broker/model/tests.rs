@@ -6,3 +6,4 @@ mod limits;
 mod messages;
 mod modes;
 mod queues;
+mod random;
