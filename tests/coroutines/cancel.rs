@@ -1,6 +1,7 @@
 //! A coroutine that is cancelled while it waits, and what it leaves behind.
 
 use std::{
+    panic,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -116,6 +117,32 @@ fn what_an_unwinding_coroutine_drops_gets_closed() {
     );
     assert!(result.is_none(), "it was unwound");
     assert!(!run(thread::panicking), "the worker has left the panic behind");
+    peer.finish();
+}
+
+/// Row 30: the same for a panic, which belongs to the worker's thread as long as it unwinds: the coroutine is at its end
+/// before anything that it has dropped was answered, and other coroutines know nothing of it.
+#[test]
+fn a_coroutine_that_panics_waits_for_nothing() {
+    let (ended, answer_now) = mpsc::channel();
+    let peer = Peer::run(move |peer| {
+        set_stage(peer);
+        peer.expect(1, TX_SELECT);
+        peer.send(1, TX_SELECT_OK, &[]);
+        answer_now.recv().unwrap();
+        serve(peer, &calls()[0]);
+    });
+    let config = crate::config_of(&peer, crate::LONG);
+    let coroutine = spawn(move || {
+        let (waiting, _) = mpsc::channel();
+        let stage = stage(config, waiting);
+        let _transaction = stage.channel().transaction().unwrap();
+        // Without the hook, which prints a backtrace where that is wanted: too deep.
+        panic::resume_unwind(Box::new("on purpose"))
+    });
+    assert_eq!(coroutine.join().map(|_: ()| ()).unwrap_err().downcast_ref(), Some(&"on purpose"));
+    assert!(!run(thread::panicking), "the worker has left the panic behind");
+    ended.send(()).unwrap();
     peer.finish();
 }
 
