@@ -39,9 +39,10 @@ pub(super) struct Link {
 #[derive(Debug)]
 struct Outgoing {
     pending: Vec<u8>,
-    /// What is being written, and how much of it has been.
+    /// What is being written; whoever writes holds it.
     sending: Vec<u8>,
-    written: usize,
+    /// How much of it is still to be written.
+    unwritten: usize,
     /// Somebody is writing.
     busy: bool,
     /// The transport took no more: the writer thread's turn.
@@ -79,7 +80,7 @@ impl Link {
             state: Mutex::new(Outgoing {
                 pending: Vec::new(),
                 sending: Vec::new(),
-                written: 0,
+                unwritten: 0,
                 busy: false,
                 stalled: false,
                 held: false,
@@ -132,26 +133,29 @@ impl Link {
         }
         state.busy = true;
         loop {
-            if state.written == state.sending.len() {
-                state.sending.clear();
-                state.written = 0;
-                let Outgoing { pending, sending, .. } = &mut *state;
+            if state.unwritten == 0 {
+                let Outgoing { pending, sending, unwritten, .. } = &mut *state;
+                sending.clear();
                 std::mem::swap(pending, sending);
+                *unwritten = sending.len();
             }
             if state.sending.is_empty() && self.transport.backlog() == 0 || state.held {
                 state.stalled = false;
                 break;
             }
             let bytes = std::mem::take(&mut state.sending);
-            let written = state.written;
+            let written = bytes.len().saturating_sub(state.unwritten);
             drop(state);
             let rest = bytes.get(written..).unwrap_or_default();
             let result = self.transport.write(&[IoSlice::new(rest)], patience);
             state = lock(&self.state);
+            if state.end == End::Closed {
+                break;
+            }
             state.sending = bytes;
             match result {
                 Ok(more) => {
-                    state.written += more;
+                    state.unwritten = state.unwritten.saturating_sub(more);
                     self.sent.fetch_add(more as u64, Ordering::Relaxed);
                     if patience == Patience::Quantum && self.drained(&state) {
                         // Let the hub know early; the rest follows.
@@ -190,7 +194,7 @@ impl Link {
         state.end = End::Closed;
         state.pending = Vec::new();
         state.sending = Vec::new();
-        state.written = 0;
+        state.unwritten = 0;
         self.full.store(false, Ordering::SeqCst);
         self.transport.shutdown();
     }
@@ -260,7 +264,7 @@ impl Link {
 
 impl Outgoing {
     fn waiting(&self) -> usize {
-        self.pending.len() + self.sending.len() - self.written
+        self.pending.len() + self.unwritten
     }
 
     /// An idle connection keeps little memory.
@@ -281,5 +285,54 @@ fn wait<'a, T>(condition: &Condvar, guard: MutexGuard<'a, T>, limit: Option<Dura
             Ok((guard, _)) => guard,
             Err(poisoned) => poisoned.into_inner().0,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io, sync::OnceLock};
+
+    use super::*;
+
+    /// Takes little at a time, and has more added to the link meanwhile.
+    #[derive(Debug, Default)]
+    struct Sipping {
+        link: OnceLock<std::sync::Weak<Link>>,
+        taken: Mutex<Vec<u8>>,
+    }
+
+    impl Transport for Sipping {
+        fn read(&self, _: &mut [u8]) -> io::Result<usize> {
+            Ok(0)
+        }
+
+        fn write(&self, parts: &[IoSlice<'_>], _: Patience) -> io::Result<usize> {
+            let first = parts.first().map(|part| part.get(..3).unwrap_or(part)).unwrap_or_default();
+            let mut taken = lock(&self.taken);
+            taken.extend_from_slice(first);
+            if taken.len() < 20 {
+                let link = self.link.get().and_then(std::sync::Weak::upgrade);
+                link.unwrap().append(|out| out.extend_from_slice(b"more"));
+            }
+            Ok(first.len())
+        }
+
+        fn set_read_timeout(&self, _: Option<Duration>) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn shutdown(&self) {}
+    }
+
+    #[test]
+    fn what_is_added_while_a_part_was_written_follows() {
+        let transport = Arc::new(Sipping::default());
+        let link = Arc::new(Link::new(transport.clone()));
+        transport.link.set(Arc::downgrade(&link)).unwrap();
+        link.append(|out| out.extend_from_slice(b"0123456789"));
+        link.flush();
+        let taken = lock(&transport.taken);
+        assert!(taken.starts_with(b"0123456789moremore"), "{taken:?}");
+        assert!(taken.len() > 20 && taken[10..].chunks(4).all(|chunk| chunk == b"more"));
     }
 }
