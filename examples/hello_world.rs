@@ -6,12 +6,11 @@ use leveret::{Connection, Error, broker::Broker};
 
 fn main() -> Result<(), Error> {
     let broker = Broker::start();
-    let connection = match std::env::var("AMQP_URL") {
-        Ok(url) => Connection::open(url)?,
-        Err(_) => broker.connect()?,
+    let (connection, which) = match std::env::var("AMQP_URL") {
+        Ok(url) => (Connection::open(url)?, "that of AMQP_URL"),
+        Err(_) => (broker.connect()?, "within this process"),
     };
-    let product = connection.server_properties().get("platform").and_then(|platform| platform.as_str());
-    eprintln!("the broker is {}", product.unwrap_or("unknown"));
+    println!("the broker is {which}");
     let channel = connection.channel()?;
 
     channel.queue_declare("hello")?;

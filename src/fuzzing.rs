@@ -33,6 +33,8 @@ struct Target {
 /// Every target.
 #[cfg(test)]
 const TARGETS: &[Target] = &[
+    #[cfg(feature = "broker")]
+    Target { name: "broker", run: broker },
     Target { name: "connection", run: connection },
     Target { name: "frame", run: frame },
     Target { name: "properties", run: properties },
@@ -130,6 +132,15 @@ pub fn connection(bytes: &[u8]) {
     let Some((&cut, bytes)) = bytes.split_first() else { return };
     let piece = if cut == 0 { bytes.len() } else { cut.into() };
     Fixture::new().feed(bytes, piece);
+}
+
+/// What a client sends to the in-process broker. The first octet says how the bytes are cut, and its highest bit that
+/// the handshake is a part of them.
+#[cfg(feature = "broker")]
+pub fn broker(bytes: &[u8]) {
+    let Some((&first, bytes)) = bytes.split_first() else { return };
+    let cut = usize::from(first & 0x7f);
+    crate::broker::session::fixture::feed(bytes, if cut == 0 { bytes.len() } else { cut }, first & 0x80 == 0);
 }
 
 /// A connection URI.

@@ -22,7 +22,7 @@ const COROUTINES: &str = "parallel_declare_coroutines";
 /// What each example prints. What differs from run to run is replaced: the virtual host by `VHOST`, a name that
 /// the broker made up by `amq.gen-*`.
 const OUTPUTS: &[(&str, &str)] = &[
-    ("hello_world", "Hello World!\n"),
+    ("hello_world", "the broker is that of AMQP_URL\nHello World!\n"),
     ("async_subscriber", "message 1\nmessage 2\nmessage 3\n"),
     (
         "stateful_handler",
@@ -175,13 +175,40 @@ fn every_example_has_its_output_here() {
         let with_tls = name == "tls" || name == "tls_custom";
         // They run together: the test below.
         let rpc = name == "server" || name == "client";
+        // It serves until it is ended: the test below.
+        let broker = name == "broker";
         assert!(
-            with_tls || rpc || OUTPUTS.iter().any(|(example, _)| *example == name),
+            with_tls || rpc || broker || OUTPUTS.iter().any(|(example, _)| *example == name),
             "{name} has no expected output"
         );
         let lines = fs::read_to_string(&path).unwrap().lines().count();
         assert!(lines <= 60, "{name} has {lines} lines");
     }
+}
+
+/// The first command of the README: nothing is installed, nothing is set.
+#[cfg(feature = "broker")]
+#[test]
+fn hello_world_needs_no_broker() {
+    let mut command = Command::new(built().join("hello_world"));
+    let output = command.env_remove("AMQP_URL").output().unwrap();
+    assert_eq!(text(&output.stdout), "the broker is within this process\nHello World!\n");
+    assert_eq!(text(&output.stderr), "");
+    assert!(output.status.success());
+}
+
+/// The broker as a program serves another program.
+#[cfg(feature = "broker")]
+#[test]
+fn the_broker_serves_other_programs() {
+    let mut command = Command::new(built().join("broker"));
+    let broker = command.arg("127.0.0.1:0").stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut broker = Running(broker);
+    let mut said = String::new();
+    let mut output = std::io::BufReader::new(broker.0.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut output, &mut said).unwrap();
+    let url = said.trim().strip_prefix("listening on ").unwrap();
+    assert_eq!(text(&run("hello_world", url).stdout), "the broker is that of AMQP_URL\nHello World!\n");
 }
 
 /// A program that is ended with this value.

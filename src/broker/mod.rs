@@ -37,10 +37,11 @@ mod listener;
 pub(crate) mod model;
 mod presence;
 mod served;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod session;
+#[cfg(not(any(test, fuzzing)))]
 mod session;
 mod tamper;
-#[cfg(test)]
-mod tests;
 mod timer;
 #[cfg(feature = "tls")]
 mod tls;

@@ -6,6 +6,8 @@
 
 mod channel;
 mod content;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fixture;
 mod frames;
 mod handshake;
 mod heartbeat;

@@ -1,1 +1,0 @@
-//! The broker from a client's side.

@@ -1,0 +1,340 @@
+//! The in-process broker, as a test uses it: starting and stopping, users, what may be seen and what may be broken.
+
+#![cfg(feature = "broker")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::{thread, time::Duration};
+
+use common::watchdog::{LIMIT, Watchdog};
+use leveret::{
+    BasicProperties, Config, Connection, Consume, Error, Outcome, Publish, QueueDeclare, ReplyCode, Result,
+    broker::{Broker, BrokerConfig, ConfirmMode, Direction, Emulate, Permissions, User},
+};
+
+fn open(broker: &Broker) -> (Connection, leveret::Channel) {
+    let connection = broker.connect().unwrap();
+    let channel = connection.channel().unwrap();
+    (connection, channel)
+}
+
+/// The number of this process' threads that belong to a broker.
+#[cfg(target_os = "linux")]
+fn broker_threads() -> usize {
+    let names = std::fs::read_dir("/proc/self/task").unwrap().filter_map(|task| {
+        // A thread may end while it is looked at.
+        std::fs::read_to_string(task.ok()?.path().join("comm")).ok()
+    });
+    names
+        .filter(|name| {
+            let name = name.trim();
+            name.starts_with("leveret-broker") || name == "leveret-session" || name == "leveret-sender"
+        })
+        .count()
+}
+
+/// Many start, serve and stop, also with connections open; nothing of them is left.
+#[test]
+fn brokers_come_and_go_and_leave_nothing() {
+    let _watchdog = Watchdog::new("brokers come and go", LIMIT);
+    for round in 0..2000 {
+        let broker = Broker::start();
+        assert_eq!(broker.address(), None);
+        if round % 100 == 0 {
+            let (connection, channel) = open(&broker);
+            channel.queue_declare("q").unwrap();
+            drop(broker);
+            let error = connection.wait_closed();
+            assert_eq!(error.reply_code(), Some(ReplyCode::ConnectionForced), "{error}");
+        }
+    }
+    let brokers: Vec<Broker> = (0..50).map(|_| Broker::listen("127.0.0.1:0").unwrap()).collect();
+    for broker in &brokers {
+        let connection = Connection::open(broker.uri().unwrap()).unwrap();
+        connection.channel().unwrap().queue_declare("q").unwrap();
+        connection.close().unwrap();
+    }
+    drop(brokers);
+}
+
+/// After the drop the threads of that broker have ended. The other tests of this program run beside this one, so it
+/// looks at its own sessions only.
+#[test]
+fn a_broker_knows_its_connections() {
+    let broker = Broker::listen("127.0.0.1:0").unwrap();
+    let named = broker.uri().unwrap().parse::<Config>().unwrap().connection_name("billing");
+    let connection = Connection::open(named).unwrap();
+    let inside = broker.connect().unwrap();
+    let _channel = inside.channel().unwrap();
+    let known = broker.connections();
+    assert_eq!(known.len(), 2);
+    assert_eq!((known[0].name(), known[0].channels, &*known[0].user), (Some("billing"), 0, "guest"));
+    assert!(known[0].peer.is_some() && known[1].peer.is_none());
+    assert_eq!((known[1].channels, known[1].vhost.as_deref()), (1, Some("/")));
+    connection.close().unwrap();
+    broker.expect_connections(1, LIMIT).unwrap();
+    let error = broker.expect_connections(5, Duration::ZERO).unwrap_err();
+    assert!(error.to_string().contains("1 connections"), "{error}");
+}
+
+#[test]
+fn only_who_may_comes_in() {
+    let broker = BrokerConfig::new()
+        .vhost("shop")
+        .user(User::new("reader", "r").permissions(Permissions::new("shop").read(["public-*"])))
+        .start()
+        .unwrap();
+    let refused = |config: Config| broker.connect_with(config).unwrap_err();
+    assert!(matches!(refused(Config::new().credentials("reader", "x")), Error::AuthenticationFailed(_)));
+    assert!(matches!(refused(Config::new().credentials("nobody", "x")), Error::AuthenticationFailed(_)));
+    let error = refused(Config::new().credentials("reader", "r"));
+    assert!(error.to_string().contains("access to vhost '/' refused for user 'reader'"), "{error}");
+    let error = refused(Config::new().vhost("nowhere"));
+    assert!(error.to_string().contains("vhost nowhere not found"), "{error}");
+
+    let connection = broker.connect_with(Config::new().credentials("reader", "r").vhost("shop")).unwrap();
+    for (text, error) in [
+        ("configure access to queue 'q'", connection.channel().unwrap().queue_declare("q").unwrap_err()),
+        ("read access to queue 'q'", connection.channel().unwrap().basic_get("q").unwrap_err()),
+        ("no queue 'public-1'", connection.channel().unwrap().basic_get("public-1").unwrap_err()),
+    ] {
+        assert!(error.to_string().contains(text), "{error}");
+        assert!(error.is_soft());
+    }
+    let channel = connection.channel().unwrap();
+    channel.basic_publish("", "q", "not allowed").unwrap();
+    let error = channel.flow(true).unwrap_err();
+    assert!(error.to_string().contains("write access to exchange 'amq.default'"), "{error}");
+}
+
+#[test]
+fn the_emulated_release_shows() {
+    for (emulate, version) in [(Emulate::RabbitMq3, "3.10.8"), (Emulate::RabbitMq4, "4.0.5")] {
+        let broker = BrokerConfig::new().emulate(emulate).start().unwrap();
+        let connection = broker.connect().unwrap();
+        let told = connection.server_properties().get("version").and_then(|value| value.as_str());
+        assert_eq!(told, Some(version));
+    }
+}
+
+#[test]
+fn what_is_there_can_be_looked_at() -> Result<()> {
+    let broker = Broker::start();
+    let (_connection, channel) = open(&broker);
+    channel.queue_declare(QueueDeclare::new("q").durable(true))?;
+    channel.queue_bind(("q", "amq.topic", "a.*"))?;
+    let properties = BasicProperties::new().content_type("text/plain");
+    assert!(broker.inject("/", "amq.topic", "a.b", &properties, b"injected")?);
+    assert!(!broker.inject("/", "amq.topic", "nowhere", &properties, b"lost")?);
+    assert!(broker.inject("/", "no-such-exchange", "", &properties, b"").is_err());
+    broker.expect_queue_depth("/", "q", 1, LIMIT)?;
+    let peeked = broker.peek("/", "q", 10);
+    assert_eq!((peeked.len(), &*peeked[0].body, &*peeked[0].routing_key), (1, &b"injected"[..], "a.b"));
+    assert_eq!(peeked[0].properties, properties);
+
+    let mut consumer = channel.basic_consume(Consume::new("q").consumer_tag("tag"))?;
+    let delivery = consumer.next_timeout(LIMIT)?.expect("the message");
+    let queue = &broker.queues("/")[0];
+    assert_eq!((queue.ready, queue.unacked, queue.consumers, queue.durable), (0, 1, 1, true));
+    let binding = &broker.bindings("/")[0];
+    assert_eq!((&*binding.source, &*binding.destination, binding.to_queue), ("amq.topic", "q", true));
+    assert!(broker.exchanges("/").iter().any(|exchange| exchange.kind == "headers"));
+    assert!(broker.memory() > 0);
+    delivery.ack()?;
+    broker.expect_queue_depth("/", "q", 0, LIMIT)?;
+    let error = broker.expect_queue_depth("/", "q", 7, Duration::ZERO).unwrap_err();
+    assert!(error.to_string().contains("0 ready and 0 unacked"), "{error}");
+
+    let known = broker.consumers("/");
+    assert_eq!((known.len(), &*known[0].tag), (1, "tag"));
+    assert!(broker.cancel_consumer(&known[0]));
+    let end = consumer.next().expect("the cause").unwrap_err();
+    assert!(matches!(end, Error::CancelledByServer { .. }), "{end}");
+    assert!(!broker.cancel_consumer(&known[0]));
+    Ok(())
+}
+
+#[test]
+fn connections_can_be_closed_and_cut() {
+    let broker = Broker::start();
+    let (first, second) = (broker.connect().unwrap(), broker.connect().unwrap());
+    let ids: Vec<u64> = broker.connections().iter().map(|connection| connection.id).collect();
+    assert!(broker.close_connection(ids[0], ReplyCode::ResourceError, "for the test"));
+    let error = first.wait_closed();
+    assert_eq!(error.reply_code(), Some(ReplyCode::ResourceError));
+    assert!(error.to_string().contains("for the test"), "{error}");
+    assert!(broker.drop_connection(ids[1]));
+    assert!(matches!(second.wait_closed(), Error::Io { .. }));
+    broker.expect_connections(0, LIMIT).unwrap();
+    assert!(!broker.drop_connection(ids[1]));
+}
+
+#[test]
+fn a_stalled_connection_is_noticed() {
+    let broker = Broker::start();
+    let connection = broker.connect_with(Config::new().heartbeat(Duration::from_secs(1))).unwrap();
+    let channel = connection.channel().unwrap();
+    let id = broker.connections()[0].id;
+    assert!(broker.stall_reads(id, true));
+    let error = channel.within(Duration::from_millis(100)).queue_declare("q").unwrap_err();
+    assert!(matches!(error, Error::Timeout(_)), "{error}");
+    broker.stall_reads(id, false);
+    broker.stall_writes(id, true);
+    let error = connection.wait_closed_timeout(LIMIT).expect("the client misses heartbeats");
+    assert!(matches!(error, Error::Timeout(_)), "{error}");
+}
+
+#[test]
+fn confirms_can_be_withheld_and_turned_into_nacks() -> Result<()> {
+    let broker = Broker::start();
+    let (_connection, channel) = open(&broker);
+    channel.queue_declare("q")?;
+    channel.confirm_select()?;
+    broker.set_confirms(ConfirmMode::Nack);
+    assert!(matches!(channel.publish_confirmed("", "q", "one").unwrap_err(), Error::Nacked));
+    broker.set_confirms(ConfirmMode::Withhold);
+    let mut confirm = channel.deferred().basic_publish("", "q", "two")?;
+    broker.expect_queue_depth("/", "q", 2, LIMIT)?;
+    assert!(confirm.try_wait().is_none());
+    broker.set_confirms(ConfirmMode::Send);
+    assert!(matches!(confirm.wait_timeout(LIMIT), Some(Outcome::Acked)));
+    Ok(())
+}
+
+/// TTL, and a queue that expires, without waiting for them.
+#[test]
+fn the_clock_can_be_moved() -> Result<()> {
+    let broker = Broker::start();
+    let (connection, channel) = open(&broker);
+    channel.queue_declare(QueueDeclare::new("short").message_ttl(Duration::from_secs(3600)))?;
+    channel.queue_declare(QueueDeclare::new("idle").expires(Duration::from_secs(7200)))?;
+    channel.basic_publish("", "short", "gone soon")?;
+    broker.expect_queue_depth("/", "short", 1, LIMIT)?;
+    broker.advance(Duration::from_secs(3599));
+    assert_eq!(broker.queues("/").len(), 2);
+    broker.expect_queue_depth("/", "short", 1, LIMIT)?;
+    broker.advance(Duration::from_secs(1));
+    broker.expect_queue_depth("/", "short", 0, LIMIT)?;
+    broker.advance(Duration::from_secs(3600));
+    assert_eq!(broker.queues("/").len(), 1);
+    assert!(connection.is_open(), "the client is not to blame");
+    Ok(())
+}
+
+#[test]
+fn what_is_durable_survives_a_restart_and_a_crash() -> Result<()> {
+    let broker = Broker::listen("127.0.0.1:0")?;
+    for crash in [false, true] {
+        let connection = Connection::open(broker.uri()?)?;
+        let channel = connection.channel()?;
+        channel.queue_declare(QueueDeclare::new("durable").durable(true))?;
+        channel.queue_declare("transient")?;
+        let persistent = BasicProperties::new().persistent();
+        channel.basic_publish("", "durable", Publish::new("kept").properties(&persistent))?;
+        channel.basic_publish("", "durable", "lost")?;
+        channel.flow(true)?;
+        if crash {
+            broker.crash();
+        } else {
+            broker.stop();
+        }
+        let error = connection.wait_closed();
+        assert_eq!(error.reply_code() == Some(ReplyCode::ConnectionForced), !crash, "{error}");
+        assert!(Connection::open(broker.uri()?).is_err(), "nobody listens");
+        assert!(broker.connect().is_err());
+        broker.restart()?;
+        let connection = Connection::open(broker.uri()?)?;
+        let channel = connection.channel()?;
+        assert_eq!(broker.queues("/").len(), 1);
+        assert_eq!(channel.queue_purge("durable")?, 1);
+    }
+    Ok(())
+}
+
+#[test]
+fn the_memory_alarm_follows_the_messages() -> Result<()> {
+    let broker = BrokerConfig::new().memory_limit(1_000_000usize).start()?;
+    let (publishing, channel) = open(&broker);
+    let (_consuming, other) = open(&broker);
+    channel.queue_declare("q")?;
+    while publishing.blocked().is_none() {
+        channel.basic_publish("", "q", &[0; 10_000])?;
+    }
+    assert!(broker.connections()[0].blocked && !broker.connections()[1].blocked);
+    other.queue_purge("q")?;
+    channel.flow(true)?;
+    assert_eq!(publishing.blocked(), None);
+    Ok(())
+}
+
+/// A consumer without acks and without a limit that is not read from: the broker keeps the messages in the queue.
+#[test]
+fn a_slow_reader_does_not_grow_the_broker() -> Result<()> {
+    const MESSAGES: usize = 400;
+    let broker = Broker::start();
+    let (connection, channel) = open(&broker);
+    channel.queue_declare("q")?;
+    let properties = BasicProperties::new();
+    for _ in 0..MESSAGES {
+        broker.inject("/", "", "q", &properties, &[0; 10_000])?;
+    }
+    let id = broker.connections()[0].id;
+    broker.stall_writes(id, true);
+    thread::scope(|scope| -> Result<()> {
+        let consuming = scope.spawn(|| channel.basic_consume(Consume::new("q").no_ack(true)));
+        broker.expect_consumers("/", "q", 1, LIMIT)?;
+        let left = broker.queues("/")[0].ready;
+        assert!(left > MESSAGES / 2, "{left} of {MESSAGES} wait in the queue");
+        broker.stall_writes(id, false);
+        let mut consumer = consuming.join().unwrap()?;
+        for _ in 0..MESSAGES {
+            assert!(consumer.next_timeout(LIMIT)?.is_some());
+        }
+        Ok(())
+    })?;
+    connection.close()
+}
+
+#[test]
+fn frames_can_be_read_afterwards() -> Result<()> {
+    let broker = Broker::start();
+    broker.keep_frames(6);
+    let (connection, channel) = open(&broker);
+    channel.queue_declare("q")?;
+    channel.basic_publish("", "q", "body")?;
+    channel.flow(true)?;
+    let frames = broker.frame_log();
+    let seen: Vec<_> =
+        frames.iter().map(|frame| (frame.direction == Direction::FromClient, frame.name)).collect();
+    let expected = [
+        (false, "queue.declare-ok"),
+        (true, "basic.publish"),
+        (true, "header"),
+        (true, "body"),
+        (true, "channel.flow"),
+        (false, "channel.flow-ok"),
+    ];
+    assert_eq!(seen, expected);
+    assert_eq!((frames[3].size, frames[3].channel, frames[3].connection), (4, 1, broker.connections()[0].id));
+    broker.keep_frames(0);
+    assert!(broker.frame_log().is_empty());
+    connection.close()
+}
+
+/// Five hundred connections at once, each with a queue; then all threads are gone.
+#[cfg(target_os = "linux")]
+#[test]
+fn many_connections_are_served() {
+    let _watchdog = Watchdog::new("many connections", LIMIT);
+    let broker = Broker::start();
+    let connections: Vec<_> = (0..500).map(|_| broker.connect().unwrap()).collect();
+    assert!(broker_threads() >= 1000);
+    for (number, connection) in connections.iter().enumerate() {
+        let channel = connection.channel().unwrap();
+        channel.queue_declare(&*format!("q{number}")).unwrap();
+        channel.basic_publish("", &format!("q{number}"), "message").unwrap();
+    }
+    broker.expect_connections(500, LIMIT).unwrap();
+    assert_eq!(broker.queues("/").len(), 500);
+}
