@@ -6,6 +6,8 @@
 mod common;
 mod front;
 mod handshake;
+#[cfg(feature = "broker")]
+mod in_process;
 mod session;
 mod settings;
 mod stream;

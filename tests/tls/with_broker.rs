@@ -12,9 +12,12 @@ use leveret::{
 };
 
 use crate::{
-    common::brokers::{Broker, VARIABLE, on_each_broker},
+    common::brokers::{Broker, VARIABLE, on_each_broker, on_each_rabbitmq},
     problem,
 };
+
+/// Why these are for RabbitMQ; the in-process broker has its own.
+const NODE: &str = "uses the TLS ports, the client certificates and EXTERNAL of a node";
 
 /// The broker's side of TLS, as tests/broker/up has left it beside its rabbitmqctl.
 struct Listeners<'a> {
@@ -82,7 +85,7 @@ fn works(connection: &Connection) -> Result<(), Error> {
 /// Row 7: by IP address (which the certificate has), by name, and for both versions of TLS.
 #[test]
 fn a_trusted_broker_is_reached() {
-    on_each_broker(|broker| {
+    on_each_rabbitmq(NODE, |broker| {
         let tls = Listeners::of(broker);
         for listener in ["optional", "1.2", "1.3"] {
             works(&Connection::open(tls.config(listener, tls.trusting()))?)?;
@@ -98,7 +101,7 @@ fn a_trusted_broker_is_reached() {
 /// Row 3: the keys of the URI.
 #[test]
 fn a_uri_says_it_all() {
-    on_each_broker(|broker| {
+    on_each_rabbitmq(NODE, |broker| {
         let tls = Listeners::of(broker);
         let uri = format!(
             "amqps://localhost:{}/{}?cacertfile={}&certfile={}&keyfile={}&password=hare&verify=verify_peer\
@@ -116,7 +119,7 @@ fn a_uri_says_it_all() {
 /// Row 7: verification against a real broker.
 #[test]
 fn an_untrusted_broker_is_refused() {
-    on_each_broker(|broker| {
+    on_each_rabbitmq(NODE, |broker| {
         let tls = Listeners::of(broker);
         for listener in ["optional", "1.2", "1.3"] {
             let foreign = TlsOptions::new().ca_certificate_file(tls.file("foreign-ca.pem"));
@@ -136,7 +139,7 @@ fn an_untrusted_broker_is_refused() {
 /// broker says so only after its handshake.
 #[test]
 fn a_required_client_certificate_is_asked_for_by_name() {
-    on_each_broker(|broker| {
+    on_each_rabbitmq(NODE, |broker| {
         let tls = Listeners::of(broker);
         use TlsProblem::{ClientCertificateRefused as Refused, ClientCertificateRequired as Required};
         for (client, expected) in
@@ -166,7 +169,7 @@ fn a_required_client_certificate_is_asked_for_by_name() {
 /// Rows 7 and 8: the client's identity in every form, proved by EXTERNAL, for which RabbitMQ takes its name.
 #[test]
 fn external_authenticates_with_every_form_of_certificate() {
-    on_each_broker(|broker| {
+    on_each_rabbitmq(NODE, |broker| {
         let tls = Listeners::of(broker);
         let pem = tls.trusting().certificate_file(tls.file("client.pem"));
         for options in [
@@ -189,7 +192,7 @@ fn external_authenticates_with_every_form_of_certificate() {
 /// Rows 8 and 9: EXTERNAL without a certificate, a wrong password, a missing virtual host.
 #[test]
 fn authentication_errors_are_those_of_a_plain_connection() {
-    on_each_broker(|broker| {
+    on_each_rabbitmq(NODE, |broker| {
         let tls = Listeners::of(broker);
         let config = tls.config("optional", tls.trusting());
         let error = Connection::open(config.clone().auth_mechanism(Mechanism::External)).unwrap_err();
@@ -208,7 +211,7 @@ fn authentication_errors_are_those_of_a_plain_connection() {
 /// Row 7: each on the other's port, with a hint.
 #[test]
 fn the_wrong_port_is_hinted_at() {
-    on_each_broker(|broker| {
+    on_each_rabbitmq(NODE, |broker| {
         let tls = Listeners::of(broker);
         let plain = broker.config().host("127.0.0.1", tls.port("optional"));
         let error = Connection::open(plain).unwrap_err();
@@ -222,7 +225,7 @@ fn the_wrong_port_is_hinted_at() {
 /// Row 50 and on: large bodies over TLS are the same bytes, both ways.
 #[test]
 fn sixty_four_mebibytes_there_and_back_are_the_same() {
-    on_each_broker(|broker| {
+    on_each_rabbitmq(NODE, |broker| {
         let tls = Listeners::of(broker);
         // RabbitMQ 4 takes 16 MiB at most.
         let (size, count) = if broker.version.starts_with("3.") { (64 << 20, 1) } else { (16 << 20, 4) };
@@ -311,7 +314,7 @@ fn example(name: &str, variables: &[(&str, &str)]) -> String {
 
 #[test]
 fn the_examples_print_what_they_promise() {
-    on_each_broker(|broker| {
+    on_each_rabbitmq(NODE, |broker| {
         let tls = Listeners::of(broker);
         let uri = format!("amqps://localhost:{}/{}", tls.port("optional"), broker.vhost);
         let ca = tls.file("ca.pem").display().to_string();
