@@ -3,9 +3,11 @@
 //! There is one [`Error`] for the whole crate. It is cheap to clone because the first cause of a failure is
 //! stored once and handed to every waiter and to every later call. No variant ever holds a password.
 
+mod departure;
 mod handler;
 mod unfinished;
 
+pub use departure::Departure;
 pub(crate) use handler::panic_message;
 pub use handler::{HandlerError, HandlerFailure};
 pub use unfinished::Unfinished;
@@ -38,6 +40,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | [`WouldBlock`](Error::WouldBlock), [`ChannelsExhausted`](Error::ChannelsExhausted) | a limit was reached | wait, or raise it |
 /// | [`Settled`](Error::Settled) | you, or a channel error in between | drop the delivery |
 /// | [`Malformed`](Error::Malformed) | the sender of one message | reject that message |
+/// | [`Departed`](Error::Departed) | a peer that talked to you [directly](crate::direct) is gone | give up what was for it |
 /// | [`Handler`](Error::Handler) | your message handler | read what it said |
 /// | [`Remote`](Error::Remote) | the server of a [request](crate::rpc) | read what it said |
 /// | [`WouldDeadlock`](Error::WouldDeadlock) | you | make the call on another thread |
@@ -156,6 +159,11 @@ pub enum Error {
     /// A part of one message cannot be decoded. The connection and the message's tag stay usable.
     #[error("malformed message: {0}")]
     Malformed(Arc<str>),
+
+    /// A peer of a [direct listener](crate::direct), or its consumer, is gone: nothing more reaches it, and it is not
+    /// known whether it has dealt with what it did not acknowledge.
+    #[error("{0}")]
+    Departed(Departure),
 
     /// A message handler returned an error or panicked, and the listener ended for it. The message was not acked.
     #[error("{0}")]

@@ -100,6 +100,8 @@
 
 #[cfg(feature = "broker")]
 pub mod broker;
+#[cfg(feature = "broker")]
+pub use broker::direct;
 mod channel;
 mod connection;
 mod error;
@@ -142,8 +144,8 @@ pub use connection::{
     tls_options::{ServerName, TlsOptions},
 };
 pub use error::{
-    Attempt, ConnectFailure, Error, HandlerError, HandlerFailure, Refusal, ReplyCode, Result, Returned,
-    Scope, Timeout, TlsFailure, TlsProblem, Unconfirmed, Unfinished, Violation,
+    Attempt, ConnectFailure, Departure, Error, HandlerError, HandlerFailure, Refusal, ReplyCode, Result,
+    Returned, Scope, Timeout, TlsFailure, TlsProblem, Unconfirmed, Unfinished, Violation,
 };
 pub use patterns::{
     handler::Handler,

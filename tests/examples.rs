@@ -19,10 +19,15 @@ use socket2::{Domain, Socket, Type};
 /// The example that needs the feature `coroutines`. It is run when the tests have that feature.
 const COROUTINES: &str = "parallel_declare_coroutines";
 
+/// Examples that run beside another one, or until they are ended.
+const TOGETHER: &[&str] =
+    &["broker", "server", "client", "direct_server", "send", "recv", "direct_send", "direct_recv"];
+
 /// What each example prints. What differs from run to run is replaced: the virtual host by `VHOST`, a name that
 /// the broker made up by `amq.gen-*`.
 const OUTPUTS: &[(&str, &str)] = &[
     ("hello_world", "the broker is that of AMQP_URL\nHello World!\n"),
+    ("hello_world_direct", "Hello World!\n"),
     ("async_subscriber", "message 1\nmessage 2\nmessage 3\n"),
     (
         "stateful_handler",
@@ -173,12 +178,10 @@ fn every_example_has_its_output_here() {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         // Those need certificates: tests/tls runs them.
         let with_tls = name == "tls" || name == "tls_custom";
-        // They run together: the test below.
-        let rpc = name == "server" || name == "client";
-        // It serves until it is ended: the test below.
-        let broker = name == "broker";
+        // They run together, or until they are ended: the tests below.
+        let together = TOGETHER.contains(&&*name);
         assert!(
-            with_tls || rpc || broker || OUTPUTS.iter().any(|(example, _)| *example == name),
+            with_tls || together || OUTPUTS.iter().any(|(example, _)| *example == name),
             "{name} has no expected output"
         );
         let lines = fs::read_to_string(&path).unwrap().lines().count();
@@ -233,19 +236,77 @@ fn the_server_answers_the_client() {
         assert_eq!(line, "serving examples\n");
         for _ in 0..2 {
             let output = run("client", &broker.uri());
-            assert_eq!(
-                (&*text(&output.stdout), &*text(&output.stderr)),
-                (
-                    "Twas brillig, and the slithy toves => TWAS BRILLIG, AND THE SLITHY TOVES\n\
-                     Did gire and gymble in the wabe. => DID GIRE AND GYMBLE IN THE WABE.\n\
-                     All mimsy were the borogroves, => ALL MIMSY WERE THE BOROGROVES,\n\
-                     And the mome raths outgrabe. => AND THE MOME RATHS OUTGRABE.\n",
-                    ""
-                )
-            );
+            assert_eq!((&*text(&output.stdout), &*text(&output.stderr)), (ANSWERED, ""));
         }
         Ok(())
     });
+}
+
+/// What the client prints.
+const ANSWERED: &str = "Twas brillig, and the slithy toves => TWAS BRILLIG, AND THE SLITHY TOVES\n\
+                        Did gire and gymble in the wabe. => DID GIRE AND GYMBLE IN THE WABE.\n\
+                        All mimsy were the borogroves, => ALL MIMSY WERE THE BOROGROVES,\n\
+                        And the mome raths outgrabe. => AND THE MOME RATHS OUTGRABE.\n";
+
+const CONFIRMED: &str = "all 100 messages confirmed\n";
+
+/// 100 messages as they are printed.
+fn sequence() -> String {
+    (1..=100).map(|number| format!("sequence {number}\n")).collect()
+}
+
+/// By way of a broker.
+#[test]
+fn the_sender_and_the_receiver() {
+    on_each_broker(|broker| {
+        for (example, expected) in [("send", CONFIRMED), ("recv", &sequence())] {
+            let output = run(example, &broker.uri());
+            assert_eq!((&*text(&output.stdout), &*text(&output.stderr)), (expected, ""), "{example}");
+        }
+        Ok(())
+    });
+}
+
+/// An example that listens for others: the program, and the URI that it has printed.
+#[cfg(feature = "broker")]
+fn listening(example: &str) -> (Child, String) {
+    let mut command = Command::new(built().join(example));
+    let mut child = command.arg("127.0.0.1:0").stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = Vec::new();
+    let output = child.stdout.as_mut().unwrap();
+    // Byte by byte: the rest is for whoever reads on.
+    while line.last() != Some(&b'\n') {
+        let mut byte = [0];
+        std::io::Read::read_exact(output, &mut byte).unwrap();
+        line.push(byte[0]);
+    }
+    let uri = text(&line).trim_start_matches("listening on ").trim_end().to_owned();
+    (child, uri)
+}
+
+/// Without one: each of the ordinary programs has a listener on the other side.
+#[test]
+#[cfg(feature = "broker")]
+fn ordinary_programs_and_direct_ones() {
+    let _watchdog =
+        common::watchdog::Watchdog::new("ordinary_programs_and_direct_ones", common::watchdog::LIMIT);
+    let all = sequence();
+    for (direct, its, ordinary, expected) in [
+        ("direct_recv", &*all, "send", CONFIRMED),
+        ("direct_send", "100 of 100 messages acked\n", "recv", &all),
+    ] {
+        let (child, uri) = listening(direct);
+        let output = run(ordinary, &uri);
+        assert_eq!((&*text(&output.stdout), &*text(&output.stderr)), (expected, ""), "{ordinary}");
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((&*text(&output.stdout), output.status.code()), (its, Some(0)), "{direct}");
+    }
+    let (server, uri) = listening("direct_server");
+    let _server = Running(server);
+    for _ in 0..2 {
+        let output = run("client", &uri);
+        assert_eq!((&*text(&output.stdout), &*text(&output.stderr)), (ANSWERED, ""));
+    }
 }
 
 /// Without a broker an example says whom it tried to reach and what went wrong, and fails.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Broker;
+use super::{Broker, direct::Listener, hub::Hub};
 use crate::{
     connection::{Connection, config::Config},
     error::{Error, Result},
@@ -33,12 +33,38 @@ impl Broker {
         C: TryInto<Config>,
         Error: From<C::Error>,
     {
-        let config = config.try_into()?;
-        if config.tls.is_some() {
-            return Err(Error::invalid("a connection within the process has no TLS"));
-        }
-        let (client, server) = pipe(CAPACITY);
-        self.hub.start(Arc::new(server), None)?;
-        Connection::open_transport(client, config)
+        connect(&self.hub, config.try_into()?)
     }
+}
+
+impl Listener {
+    /// Connects to this listener within the process, as `guest` on the virtual host `/`. **Waits** at most
+    /// [`handshake_timeout`](Config::handshake_timeout).
+    ///
+    /// # Errors
+    /// As [`Broker::connect`].
+    pub fn connect(&self) -> Result<Connection> {
+        self.connect_with(Config::new())
+    }
+
+    /// Like [`connect`](Listener::connect), with credentials, a virtual host and limits of one's own.
+    ///
+    /// # Errors
+    /// As [`Broker::connect_with`].
+    pub fn connect_with<C>(&self, config: C) -> Result<Connection>
+    where
+        C: TryInto<Config>,
+        Error: From<C::Error>,
+    {
+        connect(&self.hub, config.try_into()?)
+    }
+}
+
+fn connect(hub: &Hub, config: Config) -> Result<Connection> {
+    if config.tls.is_some() {
+        return Err(Error::invalid("a connection within the process has no TLS"));
+    }
+    let (client, server) = pipe(CAPACITY);
+    hub.start(Arc::new(server), None)?;
+    Connection::open_transport(client, config)
 }

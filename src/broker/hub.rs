@@ -18,6 +18,7 @@ use std::{
 use super::{
     clock::Clock,
     config::{BrokerConfig, Permissions, User},
+    direct::Program,
     frame_log::FrameLog,
     model::{SessionId, Settings, Vhost},
     presence::Presence,
@@ -55,6 +56,8 @@ pub(super) struct Hub {
     /// A test wants the alarm.
     forced: AtomicBool,
     alarm: AtomicBool,
+    /// What peers talk to in place of queues, if it is a direct listener's.
+    pub(super) program: Option<Arc<Program>>,
     /// Makes names unguessable.
     seed: u64,
     myself: Weak<Hub>,
@@ -70,6 +73,15 @@ struct Sessions {
 
 impl Hub {
     pub(super) fn new(config: BrokerConfig) -> Arc<Hub> {
+        Hub::with_program(config, None)
+    }
+
+    /// Of a listener without queues.
+    pub(super) fn direct(config: BrokerConfig, program: Arc<Program>) -> Arc<Hub> {
+        Hub::with_program(config, Some(program))
+    }
+
+    fn with_program(config: BrokerConfig, program: Option<Arc<Program>>) -> Arc<Hub> {
         let hub = Arc::new_cyclic(|myself| Hub {
             users: Mutex::new(config.users.clone()),
             clock: Clock::new(),
@@ -83,6 +95,7 @@ impl Hub {
             memory: AtomicUsize::new(0),
             forced: AtomicBool::new(false),
             alarm: AtomicBool::new(false),
+            program,
             seed: random(),
             myself: myself.clone(),
             config,

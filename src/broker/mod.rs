@@ -26,6 +26,8 @@ mod clock;
 mod config;
 mod connect;
 mod control;
+#[doc(hidden)] // Documented at the root of the crate.
+pub mod direct;
 mod failure;
 mod frame_log;
 mod hub;
@@ -115,14 +117,7 @@ impl Broker {
         let address = self
             .address
             .ok_or_else(|| Error::invalid("a broker that was started without an address has no URI"))?;
-        let user = self.hub.config.users.first();
-        let (name, password) = user.map_or(("", ""), |user| (&*user.name, user.password.expose()));
-        #[cfg(feature = "tls")]
-        let scheme = if self.hub.config.identity.is_some() { "amqps" } else { "amqp" };
-        #[cfg(not(feature = "tls"))]
-        let scheme = "amqp";
-        let encode = |text| percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC);
-        Ok(format!("{scheme}://{}:{}@{address}", encode(name), encode(password)))
+        Ok(uri(&self.hub.config, address))
     }
 
     /// Stops as RabbitMQ does: no new connections, and those that are open are closed with 320. Returns when all of
@@ -162,6 +157,18 @@ impl Broker {
         let listener = lock(&self.listener).take();
         drop(listener);
     }
+}
+
+/// A URI with the credentials of the first user.
+fn uri(config: &BrokerConfig, address: SocketAddr) -> String {
+    let user = config.users.first();
+    let (name, password) = user.map_or(("", ""), |user| (&*user.name, user.password.expose()));
+    #[cfg(feature = "tls")]
+    let scheme = if config.identity.is_some() { "amqps" } else { "amqp" };
+    #[cfg(not(feature = "tls"))]
+    let scheme = "amqp";
+    let encode = |text| percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC);
+    format!("{scheme}://{}:{}@{address}", encode(name), encode(password))
 }
 
 impl Drop for Broker {

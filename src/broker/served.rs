@@ -384,6 +384,9 @@ impl Turn<'_> {
 
     /// A client whose link was full has taken enough.
     fn resume(&mut self, session: SessionId) {
+        if let Some(program) = &self.hub.program {
+            program.resumed(session);
+        }
         if let Some(port) = self.state.ports.get_mut(&session)
             && !port.writable
             && !port.presence.link.is_full()

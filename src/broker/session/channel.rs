@@ -7,7 +7,7 @@ use crate::broker::{
     served::Turn,
 };
 use crate::{
-    error::ReplyCode,
+    error::{Departure, ReplyCode},
     protocol::{
         spec::{
             BasicDeliver, BasicGetOk, BasicPublish, BasicReturn, ChannelCloseOk, ChannelOpenOk,
@@ -60,6 +60,7 @@ impl Session<'_> {
         })?;
         match method {
             Method::ConnectionClose(_) => {
+                self.depart(Departure::ConnectionClosed);
                 turn.close_session_with(self.presence.id, &ConnectionCloseOk {});
                 Ok(())
             }
@@ -107,7 +108,7 @@ impl Session<'_> {
                 None => Err(not_open(ids)),
                 Some(false) => {
                     let done = self.publish(running, turn, channel, complete);
-                    settle(turn, channel, done, ids)
+                    self.settle(turn, channel, done, ids)
                 }
             };
         }
@@ -129,6 +130,9 @@ impl Session<'_> {
             (None, Method::ChannelOpen(_)) => {
                 turn.add_channel(channel);
                 turn.model().open_channel(channel);
+                if let Some(peer) = &self.peer {
+                    peer.open_channel(channel.number);
+                }
                 turn.method(channel, &ChannelOpenOk::default());
                 Ok(())
             }
@@ -144,6 +148,7 @@ impl Session<'_> {
             (Some(true), _) => Ok(()),
             (Some(false), Method::ChannelClose(_)) => {
                 turn.model().close_channel(channel);
+                self.end_channel(channel, Departure::ChannelClosed);
                 turn.method(channel, &ChannelCloseOk {});
                 turn.remove_channel(channel);
                 turn.effects();
@@ -154,28 +159,36 @@ impl Session<'_> {
             }
             (Some(false), method) => {
                 let done = self.method(running, turn, channel, method, payload);
-                settle(turn, channel, done, ids)
+                self.settle(turn, channel, done, ids)
             }
+        }
+    }
+
+    /// Blames a refusal on its method, and closes the channel for it unless the connection has to go.
+    fn settle(
+        &self,
+        turn: &mut Turn<'_>,
+        channel: ChannelId,
+        done: Result<(), Failure>,
+        ids: (u16, u16),
+    ) -> Result<(), Failure> {
+        let Err(failure) = done else { return Ok(()) };
+        let failure = Failure { method: if failure.silent { (0, 0) } else { ids }, ..failure };
+        if failure.closes_connection() {
+            return Err(failure);
+        }
+        self.end_channel(channel, Departure::ChannelFailed);
+        turn.fail_channel(channel, &failure);
+        Ok(())
+    }
+
+    fn end_channel(&self, channel: ChannelId, why: Departure) {
+        if let Some(peer) = &self.peer {
+            peer.close_channel(channel.number, why);
         }
     }
 }
 
 fn not_open(ids: (u16, u16)) -> Failure {
     Failure::of(ids, ReplyCode::ChannelError, "expected 'channel.open'")
-}
-
-/// Blames a refusal on its method, and closes the channel for it unless the connection has to go.
-fn settle(
-    turn: &mut Turn<'_>,
-    channel: ChannelId,
-    done: Result<(), Failure>,
-    ids: (u16, u16),
-) -> Result<(), Failure> {
-    let Err(failure) = done else { return Ok(()) };
-    let failure = Failure { method: if failure.silent { (0, 0) } else { ids }, ..failure };
-    if failure.closes_connection() {
-        return Err(failure);
-    }
-    turn.fail_channel(channel, &failure);
-    Ok(())
 }

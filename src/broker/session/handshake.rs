@@ -7,6 +7,7 @@ use super::{
 };
 use crate::broker::{
     config::User,
+    direct::PeerState,
     failure::Failure,
     hub::Hub,
     model::{ChannelId, Emulate},
@@ -252,6 +253,11 @@ impl Session<'_> {
             turn.finish();
         }
         self.hub.opened(self.presence);
+        if let Some(program) = &self.hub.program {
+            let peer = PeerState::new(self.hub, self.presence, &served);
+            program.add(&peer);
+            self.peer = Some(peer);
+        }
         self.deadline = None;
         let channel_max = lock(&self.presence.details).channel_max;
         Ok(Running { served, access, assemblies: Assemblies::default(), channel_max, publishes: false })

@@ -35,6 +35,9 @@ impl Session<'_> {
         method: Method<'_>,
         payload: &[u8],
     ) -> Result<(), Failure> {
+        if let (Some(peer), Some(program)) = (&self.peer, &self.hub.program) {
+            return self.direct_method((peer, program), running, turn, channel, method, payload);
+        }
         match method {
             Method::BasicAck(ack) => turn.model().ack(channel, ack.delivery_tag, ack.multiple)?,
             Method::BasicNack(nack) => {
@@ -120,17 +123,18 @@ impl Session<'_> {
         if !publish.immediate {
             running.access.check(Permission::Write, Kind::Exchange, publish.exchange.bytes())?;
         }
-        turn.model().publish(
-            channel,
-            Publish {
-                exchange: publish.exchange.bytes(),
-                routing_key: publish.routing_key.bytes(),
-                mandatory: publish.mandatory,
-                immediate: publish.immediate,
-                properties: complete.properties,
-                body: complete.body,
-            },
-        )?;
+        let publish = Publish {
+            exchange: publish.exchange.bytes(),
+            routing_key: publish.routing_key.bytes(),
+            mandatory: publish.mandatory,
+            immediate: publish.immediate,
+            properties: complete.properties,
+            body: complete.body,
+        };
+        if let (Some(peer), Some(program)) = (&self.peer, &self.hub.program) {
+            return self.direct_publish((peer, program), channel, publish);
+        }
+        turn.model().publish(channel, publish)?;
         turn.effects();
         Ok(())
     }

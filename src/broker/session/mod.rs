@@ -6,6 +6,7 @@
 
 mod channel;
 mod content;
+mod direct;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fixture;
 mod frames;
@@ -21,6 +22,7 @@ use std::{
 };
 
 use super::{
+    direct::PeerState,
     failure::Failure,
     hub::{Hub, spawn},
     model::ChannelId,
@@ -28,6 +30,7 @@ use super::{
     served::{Served, Turn},
 };
 use crate::{
+    error::Departure,
     protocol::{
         frame::{self, MIN_FRAME_MAX},
         spec::{ConnectionClose, ConnectionCloseOk, MethodBody},
@@ -77,6 +80,8 @@ struct Running {
 struct Session<'a> {
     hub: &'a Hub,
     presence: &'a Arc<Presence>,
+    /// Who talks to the program, once the connection is open; `None` with queues behind it.
+    peer: Option<Arc<PeerState>>,
     phase: Phase,
     /// The largest payload that is accepted.
     max_payload: usize,
@@ -98,6 +103,7 @@ pub(super) fn run(hub: &Arc<Hub>, presence: &Arc<Presence>) {
         let mut session = Session {
             hub,
             presence,
+            peer: None,
             phase: Phase::Handshake(Handshake::default()),
             max_payload: UNTUNED_FRAME_MAX,
             deadline: Instant::now().checked_add(hub.config.handshake_timeout),
@@ -219,12 +225,14 @@ impl Session<'_> {
             match self.next_frame(rest) {
                 Incoming::Partial => break Phase::Running(running),
                 Incoming::Broken(failure) => {
+                    self.depart(Departure::ConnectionFailed);
                     turn.fail_session(self.presence.id, &failure);
                     self.lost = true;
                 }
                 Incoming::Frame(frame, used) => {
                     rest = rest.get(used..).unwrap_or_default();
                     if let Err(failure) = self.frame(&mut running, &mut turn, frame) {
+                        self.depart(Departure::ConnectionFailed);
                         turn.fail_session(self.presence.id, &failure);
                         silent = failure.silent;
                     }
@@ -309,8 +317,19 @@ impl Session<'_> {
         self.phase = Phase::Closing;
     }
 
+    /// Tells the program, if the client talks to one, why nothing more reaches the client. The first reason counts.
+    fn depart(&self, why: Departure) {
+        if let Some(peer) = &self.peer {
+            peer.end(why);
+        }
+    }
+
     /// The client is gone, or done.
     fn leave(&self) {
+        self.depart(Departure::Lost);
+        if let (Some(peer), Some(program)) = (&self.peer, &self.hub.program) {
+            program.remove(peer.id());
+        }
         if let Some(served) = self.presence.served() {
             let mut turn = served.turn(self.hub);
             turn.close_session(self.presence.id);
