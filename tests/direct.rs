@@ -23,7 +23,7 @@ use common::{
 };
 use leveret::{
     BasicProperties, Config, Connection, Consume, Departure, Error, ExchangeDeclare, ExchangeKind, Message,
-    Nack, Outcome, Publish, QueueDeclare, Reject, ReplyCode,
+    Outcome, Publish, QueueDeclare, ReplyCode, Requeue,
     broker::{BrokerConfig, Permissions, User},
     direct::{Consumer, Listener, Published, Serve, Settled},
     rpc,
@@ -81,11 +81,12 @@ fn a_message_is_confirmed_after_its_handler() {
         .unwrap();
     let connection = listener.connect().unwrap();
     let channel = publish_on(&connection);
-    let confirms: Vec<_> = (0..3).map(|_| channel.publish_confirm("", "q", "m").unwrap()).collect();
-    for confirm in &confirms {
-        assert!(matches!(confirm.wait_timeout(MOMENT), Err(Error::Timeout(_))), "confirmed too early");
+    let mut confirms: Vec<_> =
+        (0..3).map(|_| channel.deferred().basic_publish("", "q", "m").unwrap()).collect();
+    for confirm in &mut confirms {
+        assert!(confirm.wait_timeout(MOMENT).is_none(), "confirmed too early");
         open.send(()).unwrap();
-        assert_eq!(confirm.wait_timeout(PATIENCE).unwrap(), Outcome::Acked);
+        assert!(matches!(confirm.wait_timeout(PATIENCE), Some(Outcome::Acked)));
     }
 }
 
@@ -165,15 +166,15 @@ fn a_peer_is_sent_what_its_prefetch_allows() {
     let waits = thread::scope(|scope| {
         let waits = scope.spawn(|| consumer.send("3").unwrap());
         let first = received.next().unwrap().unwrap();
-        assert_eq!((first.text().unwrap(), first.routing_key(), first.exchange()), ("0", "orders", ""));
+        assert_eq!((first.text().unwrap(), &*first.routing_key(), &*first.exchange()), ("0", "orders", ""));
         assert_eq!(sent[0].try_wait().map(|outcome| outcome.is_ok()), None, "not settled yet");
         assert!(!waits.is_finished());
         first.ack().unwrap();
         waits.join().unwrap()
     });
     assert_eq!(sent[0].wait(PATIENCE).unwrap(), Settled::Acked);
-    received.next().unwrap().unwrap().reject(Reject::new().requeue(false)).unwrap();
-    received.next().unwrap().unwrap().nack(Nack::new().requeue(true)).unwrap();
+    received.next().unwrap().unwrap().reject(Requeue::No).unwrap();
+    received.next().unwrap().unwrap().nack(Requeue::Yes).unwrap();
     received.next().unwrap().unwrap().ack().unwrap();
     assert_eq!(sent[1].wait(PATIENCE).unwrap(), Settled::Rejected);
     assert_eq!(sent[2].wait(PATIENCE).unwrap(), Settled::Requeued);
@@ -189,7 +190,7 @@ fn a_peer_that_does_not_read_holds_up_its_sender_only() {
     let proxy = Proxy::before(listener.address().unwrap());
     let slow = connect_through(&proxy);
     let slow_channel = slow.channel().unwrap();
-    let slow_receives = slow_channel.basic_consume(Consume::new("q").no_ack(true)).unwrap();
+    let mut slow_receives = slow_channel.basic_consume(Consume::new("q").no_ack(true)).unwrap();
     let to_slow = consumers.recv_timeout(PATIENCE).unwrap();
     proxy.stall(Direction::ToClient);
 
@@ -212,7 +213,7 @@ fn a_peer_that_does_not_read_holds_up_its_sender_only() {
     assert_eq!(received.next().unwrap().unwrap().text().unwrap(), "quick");
 
     proxy.resume(Direction::ToClient);
-    assert_eq!(slow_receives.take(sent).map(Result::unwrap).count(), sent);
+    assert_eq!(slow_receives.by_ref().take(sent).map(Result::unwrap).count(), sent);
     to_slow.send("again").unwrap();
 }
 
@@ -244,7 +245,7 @@ fn every_way_to_leave_has_its_name() {
         let connection = connect_through(&proxy);
         let channel = connection.channel().unwrap();
         channel.basic_qos(1).unwrap();
-        let received = channel.basic_consume("q").unwrap();
+        let mut received = channel.basic_consume("q").unwrap();
         let consumer = Arc::new(consumers.recv_timeout(PATIENCE).unwrap());
         let sent = consumer.send("unacked").unwrap();
         // This one waits for room until there is an end to it.
@@ -253,9 +254,9 @@ fn every_way_to_leave_has_its_name() {
             move || consumer.send("never")
         });
         match expected {
-            Departure::Cancelled => _ = received.cancel().unwrap(),
+            Departure::Cancelled => received.cancel().unwrap(),
             Departure::ChannelClosed => channel.close().unwrap(),
-            Departure::ChannelFailed => channel.basic_ack(1000).unwrap_or_default(),
+            Departure::ChannelFailed => assert!(channel.basic_consume("").is_err()),
             Departure::ConnectionClosed => connection.close().unwrap(),
             Departure::ConnectionFailed => assert!(channel.basic_get("q").is_err()),
             Departure::Lost => proxy.cut(Cut::Reset),
@@ -265,8 +266,9 @@ fn every_way_to_leave_has_its_name() {
         assert_eq!(consumer.wait_ended(PATIENCE).unwrap(), expected);
         assert_eq!(departed(consumer.send("later").unwrap_err()), expected);
         if expected == Departure::Cancelled {
-            // What was delivered can still be settled, and is given back by the consumer's end.
-            assert!(sent.wait(PATIENCE).is_ok());
+            // What was delivered can still be settled.
+            received.next().unwrap().unwrap().ack().unwrap();
+            assert_eq!(sent.wait(PATIENCE).unwrap(), Settled::Acked);
         } else {
             assert_eq!(departed(sent.wait(PATIENCE).unwrap_err()), expected);
         }
@@ -309,7 +311,8 @@ fn a_peer_may_die_at_any_point() {
     let (serve, received) = collecting();
     let listener = serve
         .consumers(|consumer: Consumer| {
-            while consumer.send("to you").is_ok() {}
+            // Not here: the peer's messages would wait for it.
+            thread::spawn(move || while consumer.send("to you").is_ok() {});
             Ok(())
         })
         .listen("127.0.0.1:0")
@@ -466,6 +469,7 @@ fn a_slow_handler_holds_up_its_peer() {
 fn stopping_lets_handlers_finish_and_tells_peers() {
     let _watchdog = watched();
     let (entered, inside) = mpsc::channel();
+    let (sender, consumers) = mpsc::channel();
     let (open, wait) = door();
     let listener = Serve::new()
         .messages(move |_: &Published| {
@@ -473,21 +477,26 @@ fn stopping_lets_handlers_finish_and_tells_peers() {
             wait();
             Ok(())
         })
+        .consumers(move |consumer: Consumer| Ok(sender.send(consumer)?))
         .workers(1)
         .listen("127.0.0.1:0")
         .unwrap();
     let connection = Connection::open(listener.uri().unwrap()).unwrap();
     let channel = publish_on(&connection);
-    let first = channel.publish_confirm("", "q", "running").unwrap();
-    let second = channel.publish_confirm("", "q", "not begun").unwrap();
+    let _received = channel.basic_consume("q").unwrap();
+    let consumer = consumers.recv_timeout(PATIENCE).unwrap();
+    let mut first = channel.deferred().basic_publish("", "q", "running").unwrap();
+    let mut second = channel.deferred().basic_publish("", "q", "not begun").unwrap();
     inside.recv_timeout(PATIENCE).unwrap();
     let stopping = thread::spawn(move || drop(listener));
+    // No handler is started any more once waits for peers have ended.
+    assert_eq!(consumer.wait_ended(PATIENCE).unwrap(), Departure::Ended);
     assert!(!stopping.is_finished());
     open.send(()).unwrap();
     stopping.join().unwrap();
-    assert_eq!(first.wait_timeout(PATIENCE).unwrap(), Outcome::Acked);
-    assert!(!matches!(second.wait_timeout(PATIENCE), Ok(Outcome::Acked)));
-    let closed = connection.wait_closed(Some(PATIENCE)).unwrap();
+    assert!(matches!(first.wait_timeout(PATIENCE), Some(Outcome::Acked)));
+    assert!(matches!(second.wait_timeout(PATIENCE), Some(Outcome::Unknown(_))));
+    let closed = connection.wait_closed_timeout(PATIENCE).unwrap();
     assert_eq!(closed.reply_code(), Some(ReplyCode::ConnectionForced));
 }
 
@@ -529,7 +538,7 @@ fn stopping_ends_every_wait() {
     let channel = publish_on(&connection);
     *place.lock().unwrap() = Some(listener);
     let _ = channel.publish_confirmed("", "q", "stop");
-    connection.wait_closed(Some(PATIENCE)).unwrap();
+    connection.wait_closed_timeout(PATIENCE).unwrap();
     eventually("the handler's listener is gone", || place.lock().unwrap().is_none());
 }
 
@@ -567,8 +576,12 @@ fn what_makes_no_sense_is_refused() {
     assert!(matches!(answers.next(), Some(Err(Error::CancelledByServer { .. }))));
     channel.exchange_delete("x").unwrap();
 
-    let error = channel.basic_ack(9).and_then(|()| channel.flow(true).map(drop)).unwrap_err();
-    assert!(error.to_string().contains("PRECONDITION_FAILED - unknown delivery tag 9"), "{error}");
+    let other = connection.channel().unwrap();
+    let error = other.basic_consume("").unwrap_err();
+    assert!(
+        error.is_soft() && error.to_string().contains("NOT_FOUND - no previously declared queue"),
+        "{error}"
+    );
     let (serve, _consumers) = offering();
     let listener = serve.start().unwrap();
     let connection = listener.connect().unwrap();
