@@ -57,6 +57,7 @@ pub(crate) fn feed(bytes: &[u8], piece: usize, opened: bool) {
     let mut session = Session {
         hub: &hub,
         presence: &presence,
+        peer: None,
         phase: Phase::Handshake(Handshake::default()),
         max_payload: UNTUNED_FRAME_MAX,
         deadline: None,
