@@ -20,7 +20,7 @@ use std::{
     path::Path,
     process::{self, Command},
     sync::{
-        Arc, Once,
+        Once,
         atomic::{AtomicU32, Ordering},
     },
     thread,
@@ -67,7 +67,7 @@ enum Way {
         ctl: String,
     },
     #[cfg(feature = "broker")]
-    InProcess(Arc<leveret::broker::Broker>),
+    InProcess(std::sync::Arc<leveret::broker::Broker>),
 }
 
 /// Runs `body` once for each broker: the one in this process, and every RabbitMQ there is. One that was promised
@@ -128,7 +128,7 @@ fn in_process() -> Vec<Broker> {
             version: "4.0.5".into(),
             vhost: "/".into(),
             address: broker.address().expect("an address"),
-            way: Way::InProcess(Arc::new(broker)),
+            way: Way::InProcess(std::sync::Arc::new(broker)),
         }]
     }
     #[cfg(not(feature = "broker"))]
@@ -272,7 +272,11 @@ impl Broker {
 
     /// Runs `rabbitmqctl`; it takes about half a second. For tests on RabbitMQ only.
     pub fn ctl(&self, arguments: &[&str]) -> String {
-        let Way::RabbitMq { ctl, .. } = &self.way else { panic!("{} has no rabbitmqctl", self.name) };
+        let ctl = match &self.way {
+            Way::RabbitMq { ctl, .. } => ctl,
+            #[cfg(feature = "broker")]
+            Way::InProcess(_) => panic!("{} has no rabbitmqctl", self.name),
+        };
         let output = Command::new(ctl).args(arguments).output().expect("rabbitmqctl can be run");
         assert!(output.status.success(), "rabbitmqctl {arguments:?}: {output:?}");
         String::from_utf8_lossy(&output.stdout).into_owned()
@@ -343,7 +347,11 @@ impl Broker {
 
     /// Asks the management API; gives the status and the body of the answer. For tests on RabbitMQ only.
     pub fn management(&self, method: &str, path: &str, body: &str) -> io::Result<(u16, String)> {
-        let Way::RabbitMq { management, .. } = &self.way else { panic!("{} has no management", self.name) };
+        let management = match &self.way {
+            Way::RabbitMq { management, .. } => management,
+            #[cfg(feature = "broker")]
+            Way::InProcess(_) => panic!("{} has no management API", self.name),
+        };
         let mut socket = TcpStream::connect(management)?;
         socket.set_read_timeout(Some(MANAGEMENT_TIMEOUT))?;
         write!(
