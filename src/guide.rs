@@ -119,6 +119,20 @@ pub mod coming_from {}
 #[doc = include_str!("../docs/questions.md")]
 pub mod questions {}
 
+#[cfg(feature = "broker")]
+#[doc = include_str!("guide/links.md")]
+#[doc = include_str!("../docs/testing.md")]
+///
+/// In the reference: [`Broker`](crate::broker::Broker), [`BrokerConfig`](crate::broker::BrokerConfig).
+pub mod testing {}
+
+#[cfg(feature = "broker")]
+#[doc = include_str!("guide/links.md")]
+#[doc = include_str!("../docs/broker.md")]
+///
+/// In the reference: [`broker`](mod@crate::broker), [`direct`](crate::direct).
+pub mod broker {}
+
 #[doc = include_str!("guide/links.md")]
 #[doc = include_str!("../docs/glossary.md")]
 pub mod glossary {}

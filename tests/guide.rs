@@ -14,7 +14,7 @@
 //! - `"amqp://localhost"` stands for the broker.
 //! - What it prints stands in a `text` block after it, behind a line that is just `prints`.
 //! - Before the function of one that uses the feature `json` stands a hidden `# #[cfg(feature = "json")]`; so for
-//!   `coroutines`. It is run when the tests have that feature.
+//!   `broker` and `coroutines`. It is run when the tests have that feature.
 //! - One that cannot run begins with the comment `// Not run by the tests:` and the reason.
 //!
 //! A channel that a snippet was given must be in order when it ends: what was published on it was not
@@ -37,6 +37,7 @@ const INFO: &str = "rust,no_run";
 const NOT_RUN: &str = "// Not run by the tests:";
 const BROKER: &str = "\"amqp://localhost\"";
 const WITH_JSON: &str = "#[cfg(feature = \"json\")]\n";
+const WITH_BROKER: &str = "#[cfg(feature = \"broker\")]\n";
 const WITH_COROUTINES: &str = "#[cfg(feature = \"coroutines\")]\n";
 
 /// One Rust block of a page.
@@ -66,6 +67,7 @@ const PAGES: &[&str] = &[
     "docs/shutdown.md",
     "docs/sync-and-async.md",
     "docs/taps.md",
+    "docs/testing.md",
     "docs/threads-and-coroutines.md",
     "docs/transactions.md",
 ];
@@ -95,6 +97,7 @@ pages! {
     shutdown "docs/shutdown.md"
     sync_and_async "docs/sync-and-async.md"
     taps "docs/taps.md"
+    testing "docs/testing.md"
     threads_and_coroutines "docs/threads-and-coroutines.md"
     transactions "docs/transactions.md"
 }
@@ -122,6 +125,13 @@ fn every_snippet_is_run_or_says_why_not() {
         }
     }
     assert_eq!(with_rust, PAGES);
+}
+
+/// The complete example of that page is a file of tests, word for word.
+#[test]
+fn the_example_of_the_testing_page_is_a_test() {
+    let read = |file: &str| fs::read_to_string(root().join(file)).unwrap();
+    assert!(read("docs/testing.md").contains(&read("tests/testing.rs")), "the page shows another text");
 }
 
 /// The test can fail.
@@ -159,6 +169,7 @@ fn runnable(page: &str) -> Vec<Snippet> {
     let mut all = snippets(page);
     all.retain(|snippet| !snippet.code.starts_with(NOT_RUN));
     all.retain(|snippet| cfg!(feature = "json") || !snippet.code.contains(WITH_JSON));
+    all.retain(|snippet| cfg!(feature = "broker") || !snippet.code.contains(WITH_BROKER));
     all.retain(|snippet| cfg!(feature = "coroutines") || !snippet.code.contains(WITH_COROUTINES));
     all
 }
@@ -236,8 +247,12 @@ impl Snippet {
     /// The source of its module. Its lines have the same numbers as on the page.
     fn module(&self) -> String {
         let call = Kind::of(&self.code).expect("a known kind").call();
-        let code =
-            self.code.replace(BROKER, "crate::uri()").replace(WITH_JSON, "\n").replace(WITH_COROUTINES, "\n");
+        let code = self
+            .code
+            .replace(BROKER, "crate::uri()")
+            .replace(WITH_JSON, "\n")
+            .replace(WITH_COROUTINES, "\n")
+            .replace(WITH_BROKER, "\n");
         let run = format!("pub fn run() -> Result<(), Box<dyn std::error::Error>> {{ {call} Ok(()) }}");
         format!("{}{code}\n{run}\n", "\n".repeat(self.line))
     }
@@ -299,6 +314,7 @@ fn compile() -> Result<PathBuf, String> {
     write("src/main.rs", &MAIN.replace("//modules", &modules).replace("//choices", &choices));
     let features = [
         ("tls", cfg!(feature = "tls")),
+        ("broker", cfg!(feature = "broker")),
         ("json", cfg!(feature = "json")),
         ("coroutines", cfg!(feature = "coroutines")),
     ];

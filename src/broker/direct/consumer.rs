@@ -123,7 +123,7 @@ impl Consumer {
     /// let channel = connection.channel()?;
     /// let mut consumer = channel.basic_consume("orders")?;
     /// let delivery = consumer.next().expect("a message")?;
-    /// assert_eq!((delivery.text()?, delivery.routing_key()), ("order 7", "orders"));
+    /// assert_eq!((delivery.text()?, &*delivery.routing_key()), ("order 7", "orders"));
     /// delivery.ack()?;
     /// # Ok::<(), leveret::Error>(())
     /// ```
