@@ -2,10 +2,9 @@
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
-    mem,
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -13,16 +12,16 @@ use std::{
 use super::{
     Channel, Core,
     publish::{Checked, Publish},
-    tracker::{Fingerprint, Numbered, Told, Tracker},
+    tracker::{Fingerprint, Numbered, Tracker},
 };
 use crate::{
-    connection::{events::Event, outgoing::Urgency},
+    connection::{events::Event, outgoing::Urgency, state::Confirmation},
     error::{Error, Result, Returned, Scope, Unconfirmed},
     protocol::{
         frame::write_method,
         spec::{ConfirmSelect, MethodBody},
     },
-    sync::{GivenUp, OneShot, Waiter, lock, may_wait, wake_all},
+    sync::{GivenUp, Waiter, lock, may_wait, wake_all},
 };
 
 /// What became of a published message. There is exactly one for every publish.
@@ -63,7 +62,7 @@ impl Outcome {
 pub struct Confirm {
     core: Arc<Core>,
     numbered: Numbered,
-    coming: Arc<OneShot<Outcome>>,
+    /// Once it was taken from the channel.
     outcome: Option<Outcome>,
 }
 
@@ -91,22 +90,22 @@ impl Confirm {
                     Err(error) => return Some(Outcome::Unknown(error)),
                 };
                 self.core.connection.outgoing.flush();
-                self.coming.wait(deadline)
+                self.core.confirms.wait_for_outcome(self.numbered.id, deadline)
             };
-            if let Some(error) = outcome.as_ref().err().and_then(|why| why.forbidden()) {
+            match outcome {
+                Ok(outcome) => self.outcome = Some(outcome),
                 // Not kept: the outcome itself may still come.
-                return Some(Outcome::Unknown(error));
+                Err(why) => return why.forbidden().map(Outcome::Unknown),
             }
-            self.keep(outcome.ok());
         }
         self.outcome.clone()
     }
 
     /// The outcome if it is here. **Does not wait.**
+    #[inline]
     pub fn try_wait(&mut self) -> Option<Outcome> {
         if self.outcome.is_none() {
-            let outcome = self.coming.take();
-            self.keep(outcome);
+            self.outcome = self.core.confirms.take_outcome(self.numbered.id);
         }
         self.outcome.clone()
     }
@@ -114,8 +113,7 @@ impl Confirm {
     /// The outcome if it is here; if not, `waiter` is woken when it comes.
     pub(crate) fn poll(&mut self, waiter: &Waiter) -> Option<Outcome> {
         if self.outcome.is_none() {
-            let outcome = self.coming.poll(waiter);
-            self.keep(outcome);
+            self.outcome = self.core.confirms.poll_outcome(self.numbered.id, waiter);
         }
         self.outcome.clone()
     }
@@ -130,12 +128,13 @@ impl Confirm {
         self.core.connection.outgoing.flush();
         Ok(awaiting)
     }
+}
 
-    fn keep(&mut self, outcome: Option<Outcome>) {
-        if outcome.as_ref().is_some_and(|outcome| !matches!(outcome, Outcome::Acked)) {
-            lock(&self.core.confirms.state).tracker.told(self.numbered.id);
+impl Drop for Confirm {
+    fn drop(&mut self) {
+        if self.outcome.is_none() {
+            self.core.confirms.forget(self.numbered.id);
         }
-        self.outcome = outcome;
     }
 }
 
@@ -187,13 +186,11 @@ impl Channel {
             core.lock().check_open()?;
             return Err(Error::invalid("the channel is not in confirm mode: call confirm_select first"));
         }
-        let coming = OneShot::new();
-        let numbered = core.publish(message, Some(coming.clone()))?;
-        if numbered == Numbered::default() {
-            // Closed and opened again by somebody else in between: nobody confirms it.
-            coming.put(Outcome::Unknown(Error::Closed(Scope::Channel)));
-        }
-        Ok(Confirm { core: core.clone(), numbered, coming, outcome: None })
+        let numbered = core.publish(message, true)?;
+        // Closed and opened again by somebody else in between: nobody confirms it.
+        let unnumbered = numbered == Numbered::default();
+        let outcome = unnumbered.then_some(Outcome::Unknown(Error::Closed(Scope::Channel)));
+        Ok(Confirm { core: core.clone(), numbered, outcome })
     }
 
     /// Waits until everything that was published on this channel so far is confirmed, at most `timeout`.
@@ -242,11 +239,22 @@ fn report(failures: Vec<(u64, Outcome)>, more: u64) -> Result<()> {
 
 /// The confirms of one channel. The lock is a leaf that may be taken under that of the outgoing buffer, so that
 /// numbers follow the order on the wire.
-#[derive(Debug, Default)]
+///
+/// What most handles ask is answered without it: see [`take_outcome`](Confirms::take_outcome).
+#[derive(Debug)]
 pub(super) struct Confirms {
+    /// How many publishes may be outstanding; `None` is no limit.
+    window: Option<usize>,
+    /// Places of the window that are taken: outstanding publishes, and publishers that have a place and no number yet.
+    /// What is outstanding is counted in and out under the lock.
+    taken: AtomicUsize,
     /// The channel is in confirm mode. Changed under the lock of the state; where it decides about a number it is
     /// also looked at under that lock.
     selected: AtomicBool,
+    /// The tracker's [`settled_up_to`](Tracker::settled_up_to) and [`has_outcomes`](Tracker::has_outcomes). Stored
+    /// under the lock, the second one first: whoever finds an id settled finds that there are outcomes other than acks.
+    settled_up_to: AtomicU64,
+    has_outcomes: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -254,12 +262,55 @@ pub(super) struct Confirms {
 struct State {
     tracker: Tracker,
     ever_selected: bool,
-    /// Publishers that have a place in the window and are not numbered yet.
-    reserved: usize,
-    waiting: Vec<Waiter>,
+    waiting: Vec<(Wanted, Waiter)>,
+}
+
+/// What somebody waits for.
+#[derive(Debug, Clone, Copy)]
+enum Wanted {
+    /// A place in the window.
+    Place,
+    /// The outcome of one publish.
+    Outcome(u64),
+    /// The outcomes of all publishes up to one.
+    UpTo(u64),
+}
+
+impl State {
+    fn forget_waiter(&mut self, waiter: &Waiter) {
+        self.waiting.retain(|(_, other)| !other.is(waiter));
+    }
+
+    /// A handle is waited for by one at a time.
+    fn forget_outcome(&mut self, id: u64) {
+        self.waiting.retain(|(wanted, _)| !matches!(wanted, Wanted::Outcome(other) if *other == id));
+    }
+
+    /// Takes out those who have what they wait for.
+    fn satisfied(&mut self) -> Vec<Waiter> {
+        let tracker = &self.tracker;
+        let satisfied = |wanted: &Wanted| match wanted {
+            Wanted::Place => true,
+            Wanted::Outcome(id) => !tracker.is_outstanding(*id),
+            Wanted::UpTo(id) => !tracker.is_waiting_for(*id),
+        };
+        self.waiting.extract_if(.., |(wanted, _)| satisfied(wanted)).map(|(_, waiter)| waiter).collect()
+    }
 }
 
 impl Confirms {
+    /// With a window of so many outstanding publishes; 0 is no limit.
+    pub(super) fn new(window: usize) -> Confirms {
+        Confirms {
+            window: (window > 0).then_some(window),
+            taken: AtomicUsize::new(0),
+            selected: AtomicBool::new(false),
+            settled_up_to: AtomicU64::new(0),
+            has_outcomes: AtomicBool::new(false),
+            state: Mutex::default(),
+        }
+    }
+
     pub(super) fn is_selected(&self) -> bool {
         self.selected.load(Ordering::SeqCst)
     }
@@ -268,72 +319,156 @@ impl Confirms {
         lock(&self.state).ever_selected
     }
 
-    /// Waits for a place in the window of outstanding publishes until the deadline.
+    /// Waits for a place in the window of outstanding publishes until the deadline; false when there is no window.
     ///
     /// What `before_waiting` gives is kept while it waits.
     fn reserve<W>(
         &self,
-        window: usize,
-        deadline: Option<Instant>,
+        deadline: impl Fn() -> Option<Instant>,
         before_waiting: impl Fn() -> W,
-    ) -> Result<(), GivenUp> {
+    ) -> Result<bool, GivenUp> {
+        let Some(window) = self.window else { return Ok(false) };
+        if self.try_reserve(window) {
+            return Ok(true);
+        }
+        let deadline = deadline();
+        let _waiting = before_waiting();
+        let waiter = Waiter::new();
         loop {
             let mut state = lock(&self.state);
-            if state.tracker.outstanding() + state.reserved < window || !self.is_selected() {
-                state.reserved += 1;
-                return Ok(());
+            // Places are given up under the lock, or with a look at it afterwards.
+            if self.try_reserve(window) {
+                state.forget_waiter(&waiter);
+                return Ok(true);
             }
-            drop(state);
-            let _waiting = before_waiting();
-            let mut state = lock(&self.state);
-            if state.tracker.outstanding() + state.reserved < window {
-                continue;
-            }
-            let waiter = Waiter::new();
-            state.waiting.push(waiter.clone());
+            state.forget_waiter(&waiter);
+            state.waiting.push((Wanted::Place, waiter.clone()));
             drop(state);
             if let Err(given_up) = waiter.park(deadline) {
-                lock(&self.state).waiting.retain(|other| !other.is(&waiter));
+                lock(&self.state).forget_waiter(&waiter);
                 return Err(given_up);
             }
         }
     }
 
+    /// Also beyond the window on a channel that is not in confirm mode any more: then the publish fails, or is one
+    /// without a confirm.
+    fn try_reserve(&self, window: usize) -> bool {
+        let free = |taken| (taken < window || !self.is_selected()).then_some(taken + 1);
+        self.taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, free).is_ok()
+    }
+
+    #[cold]
     fn unreserve(&self) {
-        let mut state = lock(&self.state);
-        state.reserved -= 1;
-        let waiting = mem::take(&mut state.waiting);
-        drop(state);
+        self.taken.fetch_sub(1, Ordering::SeqCst);
+        let waiting = lock(&self.state).satisfied();
         wake_all(waiting);
     }
 
     /// Numbers a publish if the channel is in confirm mode. Called under the outgoing buffer's lock, at the place
     /// where the publish stands on the wire.
+    #[inline]
     pub(super) fn number(&self, place: &mut Option<Place<'_>>) -> Numbered {
-        if !self.is_selected() {
-            return Numbered::default();
-        }
+        if self.is_selected() { self.number_confirmed(place) } else { Numbered::default() }
+    }
+
+    fn number_confirmed(&self, place: &mut Option<Place<'_>>) -> Numbered {
         let mut state = lock(&self.state);
         // A channel's gate is shut before its publishes are given up, so nothing slips in between.
         if !self.is_selected() {
             return Numbered::default();
         }
-        let (fingerprint, handle) =
-            place.as_mut().map_or((None, None), |place| (place.fingerprint, place.handle.take()));
-        state.tracker.publish(fingerprint, handle)
+        let (fingerprint, watched, has_place) = match place {
+            Some(place) => (place.fingerprint, place.watched, std::mem::take(&mut place.reserved)),
+            None => (None, false, false),
+        };
+        if self.window.is_some() && !has_place {
+            self.taken.fetch_add(1, Ordering::SeqCst);
+        }
+        state.tracker.publish(fingerprint, watched)
     }
 
-    fn change(&self, change: impl FnOnce(&mut Tracker) -> Told) {
+    /// The outcome of a publish that is watched, if it is here; it can be taken once.
+    ///
+    /// Mostly a look at two atomics: the publish and all before it are settled, and nothing is left to be told but
+    /// that they were acked.
+    #[inline]
+    fn take_outcome(&self, id: u64) -> Option<Outcome> {
+        if self.is_acked(id) {
+            return Some(Outcome::Acked);
+        }
+        self.look_for_outcome(id)
+    }
+
+    fn look_for_outcome(&self, id: u64) -> Option<Outcome> {
         let mut state = lock(&self.state);
-        let told = change(&mut state.tracker);
-        let waiting = mem::take(&mut state.waiting);
-        drop(state);
-        told.deliver();
-        wake_all(waiting);
+        let outcome = state.tracker.take_outcome(id);
+        self.publish_progress(&state.tracker);
+        outcome
     }
 
-    fn settle(&self, number: u64, multiple: bool, acked: bool) {
-        self.change(|tracker| tracker.settle(number, multiple, acked));
+    #[inline]
+    fn is_acked(&self, id: u64) -> bool {
+        id <= self.settled_up_to.load(Ordering::SeqCst) && !self.has_outcomes.load(Ordering::SeqCst)
+    }
+
+    /// The outcome if it is here; if not, `waiter` is woken when it comes.
+    fn poll_outcome(&self, id: u64, waiter: &Waiter) -> Option<Outcome> {
+        let mut state = lock(&self.state);
+        let outcome = state.tracker.take_outcome(id);
+        self.publish_progress(&state.tracker);
+        if outcome.is_none() {
+            state.forget_outcome(id);
+            state.waiting.push((Wanted::Outcome(id), waiter.clone()));
+        }
+        outcome
+    }
+
+    fn wait_for_outcome(&self, id: u64, deadline: Option<Instant>) -> Result<Outcome, GivenUp> {
+        let waiter = Waiter::new();
+        loop {
+            if let Some(outcome) = self.poll_outcome(id, &waiter) {
+                return Ok(outcome);
+            }
+            if let Err(given_up) = waiter.park(deadline) {
+                lock(&self.state).forget_waiter(&waiter);
+                return self.take_outcome(id).ok_or(given_up);
+            }
+        }
+    }
+
+    /// Nobody will ask for the outcome of this publish any more.
+    fn forget(&self, id: u64) {
+        if !self.is_acked(id) {
+            let mut state = lock(&self.state);
+            state.tracker.forget(id);
+            state.forget_outcome(id);
+            self.publish_progress(&state.tracker);
+        }
+    }
+
+    /// Under the lock: what can be seen without it.
+    fn publish_progress(&self, tracker: &Tracker) {
+        self.has_outcomes.store(tracker.has_outcomes(), Ordering::SeqCst);
+        self.settled_up_to.store(tracker.settled_up_to(), Ordering::SeqCst);
+    }
+
+    /// Changes what is outstanding; returns who is to be woken once no lock is held.
+    fn change(&self, mut state: MutexGuard<'_, State>, change: impl FnOnce(&mut Tracker)) -> Vec<Waiter> {
+        let before = state.tracker.outstanding();
+        change(&mut state.tracker);
+        if self.window.is_some() {
+            self.taken.fetch_sub(before - state.tracker.outstanding(), Ordering::SeqCst);
+        }
+        self.publish_progress(&state.tracker);
+        state.satisfied()
+    }
+
+    fn settle(&self, confirmations: &[Confirmation]) {
+        let waiting = self.change(lock(&self.state), |tracker| {
+            confirmations.iter().for_each(|confirmation| tracker.settle(*confirmation));
+        });
+        wake_all(waiting);
     }
 
     /// The reader's: a message came back; given back if it is none of a confirmed publish.
@@ -354,18 +489,13 @@ impl Confirms {
         lock(&self.state).tracker.take_returned()
     }
 
-    /// The channel is gone. What is told to whom, once no lock is held.
-    pub(super) fn lose(&self, cause: &Error) -> impl FnOnce() + use<> {
-        let mut state = lock(&self.state);
-        let (mut told, mut waiting) = (Told::default(), Vec::new());
-        if self.selected.swap(false, Ordering::SeqCst) {
-            told = state.tracker.lose(cause);
-            waiting = mem::take(&mut state.waiting);
+    /// The channel is gone. Returns who is to be woken once no lock is held.
+    pub(super) fn lose(&self, cause: &Error) -> Vec<Waiter> {
+        let state = lock(&self.state);
+        if !self.selected.swap(false, Ordering::SeqCst) {
+            return Vec::new();
         }
-        move || {
-            told.deliver();
-            wake_all(waiting);
-        }
+        self.change(state, |tracker| tracker.lose(cause))
     }
 }
 
@@ -380,16 +510,20 @@ impl Fingerprint {
     }
 }
 
-/// One publish's place in the window, until it has a number.
+/// One publish before it has a number.
 pub(super) struct Place<'a> {
     confirms: &'a Confirms,
     fingerprint: Option<Fingerprint>,
-    handle: Option<Arc<OneShot<Outcome>>>,
+    watched: bool,
+    /// It has a place in the window, which goes over to the number.
+    reserved: bool,
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.confirms.unreserve();
+        if self.reserved {
+            self.confirms.unreserve();
+        }
     }
 }
 
@@ -414,7 +548,7 @@ impl Core {
                 drop(state);
                 return report(failures, more);
             }
-            state.waiting.push(waiter.clone());
+            state.waiting.push((Wanted::UpTo(last), waiter.clone()));
             drop(state);
             if let Err(why) = waiter.park(deadline) {
                 break why;
@@ -422,7 +556,7 @@ impl Core {
         };
         let error = self.given_up(why, "waiting for confirms", timeout);
         let mut state = lock(&self.confirms.state);
-        state.waiting.retain(|other| !other.is(&waiter));
+        state.forget_waiter(&waiter);
         let missing: Vec<u64> = state.tracker.outstanding_up_to(last).collect();
         let (mut failures, more) = state.tracker.end_report(mark, self.confirms.is_selected());
         drop(state);
@@ -430,36 +564,46 @@ impl Core {
         report(failures, more)
     }
 
-    /// The reader's: the broker has acked or nacked a publish, or all up to it.
-    pub(super) fn confirmed(&self, sequence_number: u64, multiple: bool, acked: bool) {
-        self.confirms.settle(sequence_number, multiple, acked);
-        let channel = self.gate.channel();
-        self.connection.feeds.emit(|| Event::Confirmed { channel, sequence_number, multiple, acked });
+    /// The reader's: the broker has acked or nacked publishes.
+    pub(super) fn confirmed(&self, confirmations: &[Confirmation]) {
+        self.confirms.settle(confirmations);
+        if self.connection.feeds.is_wanted() {
+            let channel = self.gate.channel();
+            for &Confirmation { first, last, multiple, acked } in confirmations {
+                for sequence_number in if multiple { last..=last } else { first..=last } {
+                    self.connection.feeds.emit(|| Event::Confirmed {
+                        channel,
+                        sequence_number,
+                        multiple,
+                        acked,
+                    });
+                }
+            }
+        }
     }
 
     /// A place for one publish, if the channel is in confirm mode.
+    #[inline]
     pub(super) fn place(
         &self,
         message: &Checked<'_>,
-        handle: Option<Arc<OneShot<Outcome>>>,
+        watched: bool,
         deadline: impl Fn() -> Option<Instant>,
     ) -> Result<Option<Place<'_>>> {
         if !self.confirms.is_selected() {
             return Ok(None);
         }
         let fingerprint = message.is_mandatory().then(|| message.fingerprint()).transpose()?;
-        let window = self.connection.limits.max_outstanding_confirms;
-        let window = if window == 0 { usize::MAX } else { window };
         // The acks may stand behind deliveries that fill our buffer: while we wait for them they are read.
         let before_waiting = || {
             self.connection.outgoing.flush();
             self.connection.incoming.awaiting()
         };
-        if let Err(why) = self.confirms.reserve(window, deadline(), before_waiting) {
+        let reserved = self.confirms.reserve(deadline, before_waiting).map_err(|why| {
             let limit = self.connection.limits.publish_timeout;
-            return Err(self.given_up(why, "room in the window of unconfirmed messages", limit));
-        }
-        Ok(Some(Place { confirms: &self.confirms, fingerprint, handle }))
+            self.given_up(why, "room in the window of unconfirmed messages", limit)
+        })?;
+        Ok(Some(Place { confirms: &self.confirms, fingerprint, watched, reserved }))
     }
 
     fn confirm_select(&self, timeout: Duration) -> Result<()> {

@@ -58,7 +58,7 @@ use crate::{
         outgoing::{Gate, Kind, Push, Urgency},
         shutdown::Step,
         slots::Free,
-        state::{Batch, Inbox, Shared, refusal},
+        state::{Batch, Confirmation, Inbox, Shared, refusal},
     },
     error::{Error, ReplyCode, Result, Scope},
     protocol::{
@@ -67,7 +67,7 @@ use crate::{
         spec::{BasicCancelOk, ChannelClose, ChannelCloseOk, ChannelFlow, ChannelOpen, Method, MethodBody},
         wire::ShortStr,
     },
-    sync::{GivenUp, OneShot, lock, may_wait, waits_never},
+    sync::{GivenUp, OneShot, lock, may_wait, waits_never, wake_all},
 };
 use call::{Answer, Coming, Waiting};
 use confirm::Confirms;
@@ -266,6 +266,7 @@ impl Channel {
 impl Core {
     /// A channel that is not open yet.
     fn new(connection: Arc<Shared>) -> Core {
+        let confirms = Confirms::new(connection.limits.max_outstanding_confirms);
         Core {
             connection,
             gate: Gate::shut(),
@@ -279,7 +280,7 @@ impl Core {
                 prefetch_is_set: false,
                 returns: Returns::default(),
             }),
-            confirms: Confirms::default(),
+            confirms,
         }
     }
 
@@ -451,9 +452,9 @@ impl Core {
         let consumers = std::mem::take(&mut state.consumers);
         state.unacked.clear();
         // Under the lock: should somebody open the channel again at once, this comes before.
-        let tell = self.confirms.lose(cause);
+        let waiting = self.confirms.lose(cause);
         drop(state);
-        tell();
+        wake_all(waiting);
         // Before the answers: once a close has returned, nothing is delivered any more.
         for consumer in consumers.into_values() {
             consumer.end(End::Lost(cause.clone()));
@@ -552,8 +553,6 @@ impl Inbox for Core {
                 }
                 self.answer(method.name(), Some(tag), Answer::Method(payload.to_vec()))?;
             }
-            Method::BasicAck(ack) => self.confirmed(ack.delivery_tag, ack.multiple, true),
-            Method::BasicNack(nack) => self.confirmed(nack.delivery_tag, nack.multiple, false),
             Method::BasicRecoverOk(_) => {
                 self.lock().unacked.clear();
                 self.answer(method.name(), None, Answer::Method(payload.to_vec()))?;
@@ -586,6 +585,10 @@ impl Inbox for Core {
 
     fn deliveries(&self, consumer_tag: &[u8], batch: &mut Batch) {
         self.delivered(consumer_tag, batch);
+    }
+
+    fn confirmations(&self, confirmations: &[Confirmation]) {
+        self.confirmed(confirmations);
     }
 
     fn fail(&self, cause: &Error) {

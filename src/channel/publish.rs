@@ -2,26 +2,25 @@
 
 use std::{
     cell::Cell,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use super::{
     Channel, Core,
-    confirm::{Outcome, Place},
+    confirm::Place,
     tracker::{Fingerprint, Numbered},
 };
 use crate::{
     connection::outgoing::{Kind, Push, Urgency},
     error::{Error, Result, Timeout},
     protocol::{
-        content::{write_body, write_header},
-        frame::write_method,
+        content::{write_body, write_header, write_plain},
+        frame::{self, write_method},
         properties::BasicProperties,
         spec::BasicPublish,
         wire::ShortStr,
     },
-    sync::{OneShot, on_a_thread, waits_never},
+    sync::{on_a_thread, waits_never},
 };
 
 /// Bodies from this size on are written from the caller's slice instead of being copied into the outgoing
@@ -116,7 +115,7 @@ impl Channel {
         routing_key: &str,
         message: impl Into<Publish<'a>>,
     ) -> Result<()> {
-        self.core().publish(&Checked::new(exchange, routing_key, message.into())?, None).map(drop)
+        self.core().publish(&Checked::new(exchange, routing_key, message.into())?, false).map(drop)
     }
 
     /// Like [`basic_publish`](Channel::basic_publish), but **never waits**: when there is no room in the
@@ -165,6 +164,10 @@ impl<'a> Checked<'a> {
 
     #[inline]
     fn write(&self, out: &mut Vec<u8>, channel: u16, max_frame: usize) -> Result<()> {
+        if self.message.properties.is_none() && self.message.body.len() + frame::OVERHEAD <= max_frame {
+            write_plain(out, channel, &self.method, self.message.body);
+            return Ok(());
+        }
         self.write_head(out, channel, max_frame)?;
         write_body(out, channel, max_frame, self.message.body);
         Ok(())
@@ -173,15 +176,11 @@ impl<'a> Checked<'a> {
 
 impl Core {
     /// Publishes, and returns the number of the publish in confirm mode.
-    pub(super) fn publish(
-        &self,
-        message: &Checked<'_>,
-        handle: Option<Arc<OneShot<Outcome>>>,
-    ) -> Result<Numbered> {
+    pub(super) fn publish(&self, message: &Checked<'_>, watched: bool) -> Result<Numbered> {
         self.check_immediate(message)?;
         let limit = self.connection.limits.publish_timeout;
         let deadline = || Instant::now().checked_add(limit);
-        let mut place = self.place(message, handle, deadline)?;
+        let mut place = self.place(message, watched, deadline)?;
         if message.message.body.len() >= LARGE && !waits_never() {
             return self.publish_large(message, &mut place, limit);
         }
@@ -233,7 +232,7 @@ impl Core {
         self.check_immediate(message)?;
         let outgoing = &self.connection.outgoing;
         let now = || Some(Instant::now());
-        let mut place = match self.place(message, None, now) {
+        let mut place = match self.place(message, false, now) {
             Err(Error::Timeout(_) | Error::Blocked { .. }) => return Err(Error::WouldBlock),
             place => place?,
         };

@@ -13,8 +13,8 @@ use std::{
 
 use super::{confirm::Outcome, unacked::Unacked};
 use crate::{
+    connection::state::Confirmation,
     error::{Error, Returned},
-    sync::OneShot,
 };
 
 /// How many failures are kept for `wait_for_confirms` when nobody asks; the others are only counted.
@@ -30,8 +30,11 @@ pub(super) struct Tracker {
     outstanding: Unacked,
     /// Mandatory publishes that are outstanding, oldest first: only these can be returned.
     mandatory: VecDeque<Mandatory>,
-    /// Who wants to know about one publish in particular.
-    handles: HashMap<u64, Arc<OneShot<Outcome>>>,
+    /// The outstanding publishes about which somebody wants to know in particular.
+    watched: Unacked,
+    /// What became of those that are not outstanding any more, until it was asked for. An ack is not kept: what
+    /// was published and is neither outstanding nor here was acked.
+    outcomes: HashMap<u64, Outcome>,
     failures: Failures,
 }
 
@@ -121,34 +124,18 @@ impl Failures {
     }
 }
 
-/// Outcomes for those who wait for one publish, to be delivered once no lock is held.
-#[derive(Debug, Default)]
-#[must_use]
-pub(super) struct Told(Vec<(Arc<OneShot<Outcome>>, Outcome)>);
-
-impl Told {
-    pub(super) fn deliver(self) {
-        for (handle, outcome) in self.0 {
-            handle.put(outcome);
-        }
-    }
-}
-
 impl Tracker {
-    /// Numbers a publish; `fingerprint` if it is mandatory.
-    pub(super) fn publish(
-        &mut self,
-        fingerprint: Option<Fingerprint>,
-        handle: Option<Arc<OneShot<Outcome>>>,
-    ) -> Numbered {
+    /// Numbers a publish; `fingerprint` if it is mandatory, `watched` if somebody will
+    /// [`take`](Tracker::take_outcome) its outcome or [`forget`](Tracker::forget) it.
+    pub(super) fn publish(&mut self, fingerprint: Option<Fingerprint>, watched: bool) -> Numbered {
         self.published += 1;
         let id = self.published;
         self.outstanding.insert(id);
         if let Some(fingerprint) = fingerprint {
             self.mandatory.push_back(Mandatory { id, fingerprint, returned: None });
         }
-        if let Some(handle) = handle {
-            self.handles.insert(id, handle);
+        if watched {
+            self.watched.insert(id);
         }
         Numbered { id, number: self.number(id) }
     }
@@ -166,31 +153,61 @@ impl Tracker {
         self.outstanding.len()
     }
 
-    /// Something up to `id` is outstanding.
-    pub(super) fn is_waiting_for(&self, id: u64) -> bool {
-        self.outstanding.first().is_some_and(|first| first <= id)
+    pub(super) fn is_outstanding(&self, id: u64) -> bool {
+        self.outstanding.contains(id)
     }
 
-    /// The broker has settled one publish, or all up to it. Numbers that are not outstanding are ignored.
-    pub(super) fn settle(&mut self, number: u64, multiple: bool, acked: bool) -> Told {
-        let mut told = Told::default();
+    /// Something up to `id` is outstanding.
+    pub(super) fn is_waiting_for(&self, id: u64) -> bool {
+        self.settled_up_to() < id
+    }
+
+    /// Everything up to this id is settled.
+    pub(super) fn settled_up_to(&self) -> u64 {
+        self.outstanding.first().map_or(self.published, |first| first - 1)
+    }
+
+    /// The broker has settled some publishes. Numbers that are not outstanding are ignored.
+    pub(super) fn settle(&mut self, confirmation: Confirmation) {
+        let Confirmation { first, last, multiple, acked } = confirmation;
+        let id = |number| self.counted_from.saturating_add(number);
+        let (first, last) = match (multiple, last) {
+            (true, 0) => (0, u64::MAX),
+            (true, last) => (0, id(last)),
+            (false, last) => (id(first), id(last)),
+        };
+        if acked && self.mandatory.is_empty() {
+            self.outstanding.remove_range(first, last);
+            self.watched.remove_range(first, last);
+            return;
+        }
         let outcome = if acked { Outcome::Acked } else { Outcome::Nacked };
-        let id = self.counted_from.saturating_add(number);
-        if !multiple {
-            if self.outstanding.contains(id) {
-                self.resolve(id, outcome, &mut told);
-            }
-            return told;
+        let mut next = first;
+        while let Some(id) = self.outstanding.first_from(next).filter(|id| *id <= last) {
+            self.resolve(id, outcome.clone());
+            next = id;
         }
-        let last = if number == 0 { u64::MAX } else { id };
-        if acked && self.handles.is_empty() && self.mandatory.is_empty() {
-            // Nobody wants to know more than how many are left.
-            self.outstanding.remove_up_to(last);
+    }
+
+    /// What became of a publish that is watched; `None` while it is outstanding. Whoever takes it is told.
+    pub(super) fn take_outcome(&mut self, id: u64) -> Option<Outcome> {
+        if self.outstanding.contains(id) {
+            return None;
         }
-        while let Some(first) = self.outstanding.first().filter(|first| *first <= last) {
-            self.resolve(first, outcome.clone(), &mut told);
-        }
-        told
+        let Some(outcome) = self.outcomes.remove(&id) else { return Some(Outcome::Acked) };
+        self.failures.kept.retain(|failure| failure.id != id);
+        Some(outcome)
+    }
+
+    /// Nobody will ask for the outcome of this publish any more.
+    pub(super) fn forget(&mut self, id: u64) {
+        self.watched.remove(id);
+        self.outcomes.remove(&id);
+    }
+
+    /// Some publishes have an outcome that is not an ack, and that was not taken.
+    pub(super) fn has_outcomes(&self) -> bool {
+        !self.outcomes.is_empty()
     }
 
     /// The broker has returned a message: that of the oldest outstanding publish with this fingerprint which
@@ -221,12 +238,10 @@ impl Tracker {
     }
 
     /// The channel is gone: nothing more will be heard of what is outstanding.
-    pub(super) fn lose(&mut self, cause: &Error) -> Told {
-        let mut told = Told::default();
+    pub(super) fn lose(&mut self, cause: &Error) {
         while let Some(first) = self.outstanding.first() {
-            self.resolve(first, Outcome::Unknown(cause.clone()), &mut told);
+            self.resolve(first, Outcome::Unknown(cause.clone()));
         }
-        told
     }
 
     /// The broker counts anew, on a newly opened channel. Failures that nobody was told stay.
@@ -245,11 +260,6 @@ impl Tracker {
         self.failures.end(mark, and_forget)
     }
 
-    /// Somebody was told what became of this publish.
-    pub(super) fn told(&mut self, id: u64) {
-        self.failures.kept.retain(|failure| failure.id != id);
-    }
-
     /// Takes the first failure that is a return.
     pub(super) fn take_returned(&mut self) -> Option<Arc<Returned>> {
         let kept = &mut self.failures.kept;
@@ -265,17 +275,18 @@ impl Tracker {
         self.outstanding.iter().take_while(move |id| *id <= last).map(|id| self.number(id))
     }
 
-    fn resolve(&mut self, id: u64, outcome: Outcome, told: &mut Told) {
+    fn resolve(&mut self, id: u64, outcome: Outcome) {
         self.outstanding.remove(id);
+        let watched = self.watched.remove(id);
         // A return that arrived decides, whatever came after it.
         let returned = self.take_mandatory(id).and_then(|mandatory| mandatory.returned);
         let outcome = returned.map_or(outcome, Outcome::Returned);
-        let handle = self.handles.remove(&id);
-        if !matches!(outcome, Outcome::Acked) {
-            self.failures.push(id, self.number(id), outcome.clone());
+        if matches!(outcome, Outcome::Acked) {
+            return;
         }
-        if let Some(handle) = handle {
-            told.0.push((handle, outcome));
+        self.failures.push(id, self.number(id), outcome.clone());
+        if watched {
+            self.outcomes.insert(id, outcome);
         }
     }
 
@@ -298,10 +309,16 @@ mod tests {
         Fingerprint { message, properties: 0 }
     }
 
-    fn watch(tracker: &mut Tracker, fingerprint: Option<Fingerprint>) -> Arc<OneShot<Outcome>> {
-        let handle = OneShot::new();
-        let _ = tracker.publish(fingerprint, Some(handle.clone()));
-        handle
+    fn watch(tracker: &mut Tracker, fingerprint: Option<Fingerprint>) -> u64 {
+        tracker.publish(fingerprint, true).id
+    }
+
+    fn settle(tracker: &mut Tracker, number: u64, multiple: bool, acked: bool) {
+        tracker.settle(Confirmation { first: number, last: number, multiple, acked });
+    }
+
+    fn outcomes(tracker: &mut Tracker, ids: &[u64]) -> Vec<Option<Outcome>> {
+        ids.iter().map(|id| tracker.take_outcome(*id)).collect()
     }
 
     fn report(tracker: &mut Tracker) -> (Vec<(u64, Outcome)>, u64) {
@@ -309,20 +326,16 @@ mod tests {
         tracker.end_report(mark, true)
     }
 
-    fn outcome(handle: &OneShot<Outcome>) -> Option<Outcome> {
-        handle.take()
-    }
-
     /// Row 62: single, multiple, out of order, multiple then single; attributed by tag.
     #[test]
     fn acks_are_attributed_by_number_in_any_order() {
         let mut tracker = Tracker::default();
         let handles: Vec<_> = (0..6).map(|_| watch(&mut tracker, None)).collect();
-        tracker.settle(4, false, false).deliver();
-        tracker.settle(3, true, true).deliver();
-        tracker.settle(2, false, false).deliver();
-        tracker.settle(99, false, true).deliver();
-        let seen: Vec<_> = handles.iter().map(|handle| outcome(handle)).collect();
+        settle(&mut tracker, 4, false, false);
+        settle(&mut tracker, 3, true, true);
+        settle(&mut tracker, 2, false, false);
+        settle(&mut tracker, 99, false, true);
+        let seen = outcomes(&mut tracker, &handles);
         assert!(matches!(
             &seen[..],
             [
@@ -336,7 +349,7 @@ mod tests {
         ));
         assert_eq!(tracker.outstanding(), 2);
         assert!(tracker.is_waiting_for(5) && !tracker.is_waiting_for(4));
-        tracker.settle(0, true, true).deliver();
+        settle(&mut tracker, 0, true, true);
         assert_eq!(tracker.outstanding(), 0);
     }
 
@@ -349,8 +362,8 @@ mod tests {
         assert!(tracker.returned(print(8), returned()).is_none());
         assert!(tracker.returned(print(7), returned()).is_none());
         assert!(tracker.returned(print(9), returned()).is_some(), "of a message that was not published");
-        tracker.settle(4, true, true).deliver();
-        let seen: Vec<_> = handles.iter().map(|handle| outcome(handle)).collect();
+        settle(&mut tracker, 4, true, true);
+        let seen = outcomes(&mut tracker, &handles);
         assert!(matches!(
             &seen[..],
             [
@@ -360,7 +373,7 @@ mod tests {
                 Some(Outcome::Acked)
             ]
         ));
-        assert!(tracker.mandatory.is_empty() && tracker.handles.is_empty());
+        assert!(tracker.mandatory.is_empty() && tracker.watched.is_empty() && tracker.outcomes.is_empty());
     }
 
     /// Row 62: properties decide only between messages that are the same otherwise.
@@ -373,8 +386,8 @@ mod tests {
         assert!(tracker.returned(of(7, 2), returned()).is_none());
         assert!(tracker.returned(of(8, 99), returned()).is_none());
         assert!(tracker.returned(of(8, 3), returned()).is_some(), "it has come back already");
-        tracker.settle(3, true, true).deliver();
-        let seen: Vec<_> = handles.iter().map(|handle| outcome(handle)).collect();
+        settle(&mut tracker, 3, true, true);
+        let seen = outcomes(&mut tracker, &handles);
         assert!(matches!(
             &seen[..],
             [Some(Outcome::Acked), Some(Outcome::Returned(_)), Some(Outcome::Returned(_))]
@@ -386,16 +399,16 @@ mod tests {
     fn what_is_lost_is_a_failure_until_somebody_is_told() {
         let mut tracker = Tracker::default();
         for number in 1..=2 {
-            assert_eq!(tracker.publish(None, None), Numbered { id: number, number });
+            assert_eq!(tracker.publish(None, false), Numbered { id: number, number });
         }
-        tracker.settle(1, false, true).deliver();
-        tracker.lose(&Error::WouldBlock).deliver();
+        settle(&mut tracker, 1, false, true);
+        tracker.lose(&Error::WouldBlock);
         tracker.restart();
-        assert_eq!(tracker.publish(None, None), Numbered { id: 3, number: 1 });
+        assert_eq!(tracker.publish(None, false), Numbered { id: 3, number: 1 });
         let (failures, more) = report(&mut tracker);
         assert!(matches!(&failures[..], [(2, Outcome::Unknown(Error::WouldBlock))]) && more == 0);
         assert!(report(&mut tracker).0.is_empty());
-        tracker.settle(1, true, false).deliver();
+        settle(&mut tracker, 1, true, false);
         assert!(matches!(&report(&mut tracker).0[..], [(1, Outcome::Nacked)]));
     }
 
@@ -404,12 +417,12 @@ mod tests {
     fn a_failure_is_reported_to_all_who_were_waiting() {
         let mut tracker = Tracker::default();
         let (first, second) = (tracker.begin_report(), tracker.begin_report());
-        let numbered = tracker.publish(None, Some(OneShot::new()));
-        let _ = tracker.publish(None, None);
-        tracker.settle(2, true, false).deliver();
+        let numbered = tracker.publish(None, true);
+        let _ = tracker.publish(None, false);
+        settle(&mut tracker, 2, true, false);
         assert_eq!(tracker.end_report(first, true).0.len(), 2);
         let third = tracker.begin_report();
-        tracker.told(numbered.id);
+        assert!(matches!(tracker.take_outcome(numbered.id), Some(Outcome::Nacked)));
         assert!(matches!(&tracker.end_report(second, true).0[..], [(2, Outcome::Nacked)]));
         assert!(tracker.end_report(third, true).0.is_empty());
         assert!(tracker.failures.kept.is_empty() && tracker.failures.reports.is_empty());
@@ -420,15 +433,16 @@ mod tests {
     fn nothing_grows_with_the_number_of_publishes() {
         let mut tracker = Tracker::default();
         for number in 1..=100_000 {
-            drop(watch(&mut tracker, Some(print(1))));
+            let id = watch(&mut tracker, Some(print(1)));
+            tracker.forget(id);
             if number % 100 == 0 {
-                tracker.settle(number, true, true).deliver();
+                settle(&mut tracker, number, true, true);
             }
         }
-        assert!(tracker.handles.is_empty() && tracker.mandatory.is_empty());
+        assert!(tracker.watched.is_empty() && tracker.outcomes.is_empty() && tracker.mandatory.is_empty());
         for _ in 0..10_000 {
-            let numbered = tracker.publish(None, None);
-            tracker.settle(numbered.number, false, false).deliver();
+            let numbered = tracker.publish(None, false);
+            settle(&mut tracker, numbered.number, false, false);
         }
         let (failures, more) = report(&mut tracker);
         assert_eq!((failures.len(), more), (KEPT_FAILURES, 10_000 - KEPT_FAILURES as u64));

@@ -58,6 +58,17 @@ impl Unacked {
         self.words.front().map(|word| word.index * 64 + u64::from(word.tags.trailing_zeros()))
     }
 
+    /// The lowest that is not below `tag`.
+    pub(super) fn first_from(&self, tag: u64) -> Option<u64> {
+        let (index, bit) = place(tag);
+        let start = self.find(index).unwrap_or_else(|at| at);
+        let lowest = |word: &Word| {
+            let tags = if word.index == index { word.tags & !(bit - 1) } else { word.tags };
+            (tags != 0).then(|| word.index * 64 + u64::from(tags.trailing_zeros()))
+        };
+        self.words.iter().skip(start).find_map(lowest)
+    }
+
     /// All, in ascending order.
     pub(super) fn iter(&self) -> impl Iterator<Item = u64> + '_ {
         self.words
@@ -65,31 +76,46 @@ impl Unacked {
             .flat_map(|word| (0..64).filter(|bit| word.tags >> bit & 1 == 1).map(|bit| word.index * 64 + bit))
     }
 
-    pub(super) fn remove(&mut self, tag: u64) {
+    /// Removes a tag; true if it was there.
+    pub(super) fn remove(&mut self, tag: u64) -> bool {
         let (index, bit) = place(tag);
-        if let Ok(at) = self.find(index)
-            && let Some(word) = self.words.get_mut(at)
-        {
-            self.count -= usize::from(word.tags & bit != 0);
-            word.tags &= !bit;
-            if word.tags == 0 {
-                self.words.remove(at);
-            }
+        let Ok(at) = self.find(index) else { return false };
+        let Some(word) = self.words.get_mut(at) else { return false };
+        let found = word.tags & bit != 0;
+        self.count -= usize::from(found);
+        word.tags &= !bit;
+        if word.tags == 0 {
+            self.words.remove(at);
         }
+        found
     }
 
     /// Removes all tags up to and including `tag`.
     pub(super) fn remove_up_to(&mut self, tag: u64) {
-        let (index, bit) = place(tag);
-        while let Some(word) = self.words.front_mut().filter(|word| word.index <= index) {
-            let gone = if word.index < index { u64::MAX } else { bit | (bit - 1) };
-            self.count -= (word.tags & gone).count_ones() as usize;
-            word.tags &= !gone;
-            if word.tags != 0 {
+        self.remove_range(0, tag);
+    }
+
+    /// Removes all tags from `first` to `last`, both included.
+    pub(super) fn remove_range(&mut self, first: u64, last: u64) {
+        let ((first_index, first_bit), (last_index, last_bit)) = (place(first), place(last));
+        let start = self.find(first_index).unwrap_or_else(|at| at);
+        // Words that are empty now stand side by side: only the first and the last may keep a tag.
+        let mut empty = start..start;
+        for (at, word) in self.words.iter_mut().enumerate().skip(start) {
+            if word.index > last_index {
                 break;
             }
-            self.words.pop_front();
+            let from = if word.index == first_index { !(first_bit - 1) } else { u64::MAX };
+            let to = if word.index == last_index { last_bit | (last_bit - 1) } else { u64::MAX };
+            self.count -= (word.tags & from & to).count_ones() as usize;
+            word.tags &= !(from & to);
+            if word.tags == 0 {
+                empty.end = at + 1;
+            } else if empty.is_empty() {
+                empty = at + 1..at + 1;
+            }
         }
+        self.words.drain(empty);
     }
 
     pub(super) fn clear(&mut self) {
@@ -136,11 +162,17 @@ mod tests {
                     unacked.remove_up_to(tag);
                     model.retain(|&known| known > tag);
                 }
+                _ if tag % 50 == 1 => {
+                    let last = tag + (seed >> 40) % 300;
+                    unacked.remove_range(tag, last);
+                    model.retain(|known| !(tag..=last).contains(known));
+                }
                 _ => {}
             }
             assert_eq!(unacked.contains(tag), model.contains(&tag));
             assert_eq!((unacked.is_empty(), unacked.len()), (model.is_empty(), model.len()));
             assert_eq!(unacked.first(), model.first().copied());
+            assert_eq!(unacked.first_from(tag), model.range(tag..).next().copied());
         }
         assert!(unacked.words.len() <= model.len());
     }

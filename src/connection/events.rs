@@ -195,9 +195,14 @@ struct FeedsState {
 }
 
 impl Feeds {
+    /// Somebody listens.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::SeqCst)
+    }
+
     /// Passes on what `event` makes, if anybody listens. Never waits. The order of the calls is that of the feed.
     pub(crate) fn emit(&self, event: impl FnOnce() -> Event) {
-        if !self.wanted.load(Ordering::SeqCst) {
+        if !self.is_wanted() {
             return;
         }
         let mut state = lock(&self.state);

@@ -6,14 +6,14 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{
     slots::Addressee,
-    state::{Arrived, Batch, Inbox, Shared, end_of_stream},
+    state::{Arrived, Batch, Confirmation, Inbox, Shared, end_of_stream},
 };
 use crate::{
     error::{Error, ReplyCode, Result},
     protocol::{
         content::Assembly,
         frame::{self, Frame, FrameKind},
-        spec::{BasicDeliver, BasicGetOk, BasicReturn, Method, MethodBody},
+        spec::{BasicAck, BasicDeliver, BasicGetOk, BasicNack, BasicReturn, Method, MethodBody},
         wire::{Malformed, Reader},
     },
     sync::never_wait_here,
@@ -91,13 +91,14 @@ pub(crate) struct Demultiplexer<'a> {
     run: Run,
 }
 
-/// Deliveries in a row to one consumer.
+/// Deliveries in a row to one consumer, or confirms in a row for one channel: only one of both at a time.
 #[derive(Default)]
 struct Run {
-    /// The channel and its inbox, as long as nothing but deliveries came for it in this read.
+    /// The channel and its inbox, as long as nothing but deliveries and confirms came for it in this read.
     target: Option<(u16, Arc<dyn Inbox>)>,
     consumer_tag: Vec<u8>,
     batch: Batch,
+    confirmations: Vec<Confirmation>,
 }
 
 impl Run {
@@ -105,7 +106,29 @@ impl Run {
         self.target.as_ref().is_some_and(|(target, _)| *target == channel)
     }
 
+    fn confirmed(&mut self, next: Confirmation) {
+        self.hand_over_deliveries();
+        if !self.confirmations.last_mut().is_some_and(|last| last.extend(next)) {
+            self.confirmations.push(next);
+        }
+    }
+
     fn hand_over(&mut self) {
+        self.hand_over_deliveries();
+        self.hand_over_confirmations();
+    }
+
+    fn hand_over_confirmations(&mut self) {
+        if self.confirmations.is_empty() {
+            return;
+        }
+        if let Some((_, inbox)) = &self.target {
+            inbox.confirmations(&self.confirmations);
+        }
+        self.confirmations.clear();
+    }
+
+    fn hand_over_deliveries(&mut self) {
         if self.batch.deliveries.is_empty() {
             return;
         }
@@ -194,6 +217,15 @@ impl<'a> Demultiplexer<'a> {
             self.make_current(channel, assembly);
             return Ok(());
         }
+        if let Some(confirmation) = confirmation(payload)? {
+            if !known {
+                self.end_run();
+                let Some(inbox) = inbox else { return Ok(()) };
+                self.run.target = Some((channel, inbox));
+            }
+            self.run.confirmed(confirmation);
+            return Ok(());
+        }
         let method = Method::decode(payload).map_err(frame_error)?;
         // What was delivered before comes before.
         self.run.hand_over();
@@ -249,6 +281,7 @@ impl<'a> Demultiplexer<'a> {
             }
             return inbox.content(assembly.finish());
         };
+        self.run.hand_over_confirmations();
         if self.run.consumer_tag != deliver.consumer_tag.bytes() {
             self.run.hand_over();
             self.run.consumer_tag.clear();
@@ -323,14 +356,37 @@ fn starts_content(payload: &[u8]) -> bool {
     ids(payload).is_some_and(|ids| CONTENT.contains(&ids))
 }
 
+/// The method as a confirm; `None` when it is another one.
+fn confirmation(payload: &[u8]) -> Result<Option<Confirmation>> {
+    const ACK: (u16, u16) = (BasicAck::CLASS, BasicAck::METHOD);
+    const NACK: (u16, u16) = (BasicNack::CLASS, BasicNack::METHOD);
+    let (number, multiple, acked) = match ids(payload) {
+        Some(ACK) => {
+            let ack: BasicAck = fields(payload)?;
+            (ack.delivery_tag, ack.multiple, true)
+        }
+        Some(NACK) => {
+            let nack: BasicNack = fields(payload)?;
+            (nack.delivery_tag, nack.multiple, false)
+        }
+        _ => return Ok(None),
+    };
+    Ok(Some(Confirmation { first: number, last: number, multiple, acked }))
+}
+
+/// The fields of a method that is known by its ids.
+fn fields<'a, M: MethodBody<'a>>(payload: &'a [u8]) -> Result<M> {
+    let mut reader = Reader::new(payload.get(4..).unwrap_or_default());
+    let method = M::read(&mut reader).and_then(|method| reader.finish().map(|()| method));
+    method.map_err(frame_error)
+}
+
 /// The method as a delivery; `None` when it is another one.
 fn delivery(payload: &[u8]) -> Result<Option<BasicDeliver<'_>>> {
     if ids(payload) != Some((BasicDeliver::CLASS, BasicDeliver::METHOD)) {
         return Ok(None);
     }
-    let mut reader = Reader::new(payload.get(4..).unwrap_or_default());
-    let deliver = BasicDeliver::read(&mut reader).and_then(|deliver| reader.finish().map(|()| deliver));
-    deliver.map(Some).map_err(frame_error)
+    fields(payload).map(Some)
 }
 
 fn ids(payload: &[u8]) -> Option<(u16, u16)> {

@@ -58,6 +58,9 @@ pub(crate) trait Inbox: Send + Sync {
     /// Deliveries to one consumer, in order. It may take them out, or leave them to be thrown away.
     fn deliveries(&self, consumer_tag: &[u8], batch: &mut Batch);
 
+    /// What the peer has confirmed, in order.
+    fn confirmations(&self, confirmations: &[Confirmation]);
+
     /// The connection is gone.
     fn fail(&self, cause: &Error);
 
@@ -88,6 +91,33 @@ pub(crate) struct Arrived {
     pub(crate) parts: Parts,
     pub(crate) delivery_tag: u64,
     pub(crate) redelivered: bool,
+}
+
+/// Publishes that the peer has acked or nacked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Confirmation {
+    /// The number of the first; without meaning if `multiple`.
+    pub(crate) first: u64,
+    /// The number of the last.
+    pub(crate) last: u64,
+    /// Everything up to the last, and simply everything if that is 0.
+    pub(crate) multiple: bool,
+    /// Acked; otherwise nacked.
+    pub(crate) acked: bool,
+}
+
+impl Confirmation {
+    /// Takes in `next` if it continues this one, so that a row of single acks becomes one.
+    pub(crate) fn extend(&mut self, next: Confirmation) -> bool {
+        let continues = !self.multiple
+            && !next.multiple
+            && self.acked == next.acked
+            && self.last.checked_add(1) == Some(next.first);
+        if continues {
+            self.last = next.last;
+        }
+        continues
+    }
 }
 
 /// The limits in time and space that the user chose and the threads need.

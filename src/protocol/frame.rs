@@ -15,8 +15,10 @@ pub(crate) const OVERHEAD: usize = HEADER + 1;
 /// Every peer must take frames of this size, and nobody may negotiate less.
 pub(crate) const MIN_FRAME_MAX: u32 = 4096;
 
-const HEADER: usize = 7;
-const END: u8 = 0xCE;
+/// Bytes before the payload.
+pub(super) const HEADER: usize = 7;
+/// The octet after it.
+pub(super) const END: u8 = 0xCE;
 
 /// The kinds of frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -81,10 +83,13 @@ pub(crate) fn decode(bytes: &[u8], max_frame: usize) -> Result<Option<(Frame<'_>
 }
 
 fn kind(octet: u8) -> Result<FrameKind, Malformed> {
-    [FrameKind::Method, FrameKind::Header, FrameKind::Body, FrameKind::Heartbeat]
-        .into_iter()
-        .find(|kind| kind.octet() == octet)
-        .ok_or(Malformed::Because("a frame of unknown type"))
+    match octet {
+        1 => Ok(FrameKind::Method),
+        2 => Ok(FrameKind::Header),
+        3 => Ok(FrameKind::Body),
+        8 => Ok(FrameKind::Heartbeat),
+        _ => Err(Malformed::Because("a frame of unknown type")),
+    }
 }
 
 /// Appends one frame whose payload `content` writes.

@@ -176,9 +176,10 @@ pub(crate) struct ShortStr<'a>(&'a [u8]);
 impl<'a> ShortStr<'a> {
     /// # Errors
     /// [`Error::Invalid`] for more than 255 bytes; `what` names the string in the message.
+    #[inline]
     pub(crate) fn new(what: &str, text: &'a str) -> Result<ShortStr<'a>> {
         if text.len() > 255 {
-            return Err(Error::invalid(format!("{what} is {} bytes long; AMQP allows 255", text.len())));
+            return Err(too_long(what, text.len()));
         }
         Ok(ShortStr(text.as_bytes()))
     }
@@ -203,6 +204,11 @@ impl<'a> ShortStr<'a> {
     pub(crate) fn to_text(self) -> String {
         String::from_utf8_lossy(self.0).into_owned()
     }
+}
+
+#[cold]
+fn too_long(what: &str, length: usize) -> Error {
+    Error::invalid(format!("{what} is {length} bytes long; AMQP allows 255"))
 }
 
 impl<'a> Field<'a> for ShortStr<'a> {

@@ -240,6 +240,7 @@ impl Outgoing {
     }
 
     /// Decides who writes what was appended; true when the caller is to.
+    #[inline]
     fn arrange_writing(&self, mut state: MutexGuard<'_, State>, urgency: Urgency) -> bool {
         let wake_writer = match urgency {
             Urgency::Caller => false,
