@@ -3,7 +3,7 @@
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, LazyLock, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -222,7 +222,8 @@ impl Channel {
 
     /// How many publishes are not confirmed yet.
     pub fn unconfirmed(&self) -> usize {
-        lock(&self.core().confirms.state).tracker.outstanding()
+        let confirms = &self.core().confirms;
+        if confirms.was_ever_selected() { lock(&confirms.state).tracker.outstanding() } else { 0 }
     }
 }
 
@@ -255,13 +256,14 @@ pub(super) struct Confirms {
     /// under the lock, the second one first: whoever finds an id settled finds that there are outcomes other than acks.
     settled_up_to: AtomicU64,
     has_outcomes: AtomicBool,
-    state: Mutex<State>,
+    ever_selected: AtomicBool,
+    /// Made when the channel is put into confirm mode: most never are.
+    state: LazyLock<Box<Mutex<State>>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     tracker: Tracker,
-    ever_selected: bool,
     waiting: Vec<(Wanted, Waiter)>,
 }
 
@@ -307,7 +309,8 @@ impl Confirms {
             selected: AtomicBool::new(false),
             settled_up_to: AtomicU64::new(0),
             has_outcomes: AtomicBool::new(false),
-            state: Mutex::default(),
+            ever_selected: AtomicBool::new(false),
+            state: LazyLock::new(Box::default),
         }
     }
 
@@ -316,7 +319,7 @@ impl Confirms {
     }
 
     fn was_ever_selected(&self) -> bool {
-        lock(&self.state).ever_selected
+        self.ever_selected.load(Ordering::SeqCst)
     }
 
     /// Waits for a place in the window of outstanding publishes until the deadline; false when there is no window.
@@ -464,11 +467,11 @@ impl Confirms {
         state.satisfied()
     }
 
-    fn settle(&self, confirmations: &[Confirmation]) {
-        let waiting = self.change(lock(&self.state), |tracker| {
+    fn settle(&self, confirmations: &[Confirmation], woken: &mut Vec<Waiter>) {
+        let mut satisfied = self.change(lock(&self.state), |tracker| {
             confirmations.iter().for_each(|confirmation| tracker.settle(*confirmation));
         });
-        wake_all(waiting);
+        woken.append(&mut satisfied);
     }
 
     /// The reader's: a message came back; given back if it is none of a confirmed publish.
@@ -486,15 +489,17 @@ impl Confirms {
     }
 
     pub(super) fn take_returned(&self) -> Option<Arc<Returned>> {
-        lock(&self.state).tracker.take_returned()
+        if self.was_ever_selected() { lock(&self.state).tracker.take_returned() } else { None }
     }
 
     /// The channel is gone. Returns who is to be woken once no lock is held.
     pub(super) fn lose(&self, cause: &Error) -> Vec<Waiter> {
-        let state = lock(&self.state);
-        if !self.selected.swap(false, Ordering::SeqCst) {
+        // Both this and what selects it happen under the channel's lock.
+        if !self.is_selected() {
             return Vec::new();
         }
+        let state = lock(&self.state);
+        self.selected.store(false, Ordering::SeqCst);
         self.change(state, |tracker| tracker.lose(cause))
     }
 }
@@ -565,8 +570,8 @@ impl Core {
     }
 
     /// The reader's: the broker has acked or nacked publishes.
-    pub(super) fn confirmed(&self, confirmations: &[Confirmation]) {
-        self.confirms.settle(confirmations);
+    pub(super) fn confirmed(&self, confirmations: &[Confirmation], woken: &mut Vec<Waiter>) {
+        self.confirms.settle(confirmations, woken);
         if self.connection.feeds.is_wanted() {
             let channel = self.gate.channel();
             for &Confirmation { first, last, multiple, acked } in confirmations {
@@ -618,7 +623,7 @@ impl Core {
             // Under the outgoing buffer's lock: what is published after this method counts.
             let mut state = lock(&self.confirms.state);
             if !self.confirms.selected.swap(true, Ordering::SeqCst) {
-                state.ever_selected = true;
+                self.confirms.ever_selected.store(true, Ordering::SeqCst);
                 state.tracker.restart();
             }
             Ok(())

@@ -277,7 +277,7 @@ impl Consumer {
 
     /// Nothing will come any more: everything was returned, and the reason for the end as well.
     pub fn has_ended(&self) -> bool {
-        self.taken.iter().all(|queued| queued.deliveries.len() == 0) && self.queue.is_exhausted()
+        self.taken.iter().all(|queued| queued.rest().is_empty()) && self.queue.is_exhausted()
     }
 
     /// Stops the consumer and waits for the broker's answer. What was delivered before is still returned by
@@ -330,7 +330,7 @@ impl Consumer {
     pub(super) fn take_next(&mut self, waiter: Option<Waiter>) -> Result<Option<Delivery>> {
         loop {
             while let Some(queued) = self.taken.front_mut() {
-                if let Some(arrived) = queued.deliveries.next() {
+                if let Some(arrived) = queued.next() {
                     return Ok(Some(Delivery::new(queued.pack.clone(), arrived)));
                 }
                 self.taken.pop_front();

@@ -7,7 +7,7 @@ use super::{
     acknowledge::{Requeue, Settlement},
 };
 use crate::{
-    connection::state::Arrived,
+    connection::state::{Arrived, Batch},
     error::{Error, Result},
     protocol::{properties::BasicProperties, spec::Method, value::FieldTable},
 };
@@ -28,7 +28,7 @@ pub struct Delivery {
 
 /// Messages that came together.
 pub(super) struct Pack {
-    pub(super) bytes: Vec<u8>,
+    pub(super) batch: Arc<Batch>,
     pub(super) channel: Arc<Core>,
     pub(super) epoch: u32,
     pub(super) no_ack: bool,
@@ -50,7 +50,7 @@ impl Delivery {
 
     /// The body.
     pub fn body(&self) -> &[u8] {
-        self.arrived.parts.body(&self.pack.bytes)
+        self.arrived.parts.body(self.pack.batch.bytes())
     }
 
     /// The body, taken out of the buffer that it shares with other messages.
@@ -74,7 +74,7 @@ impl Delivery {
     /// [`Error::Malformed`] if they cannot be decoded. The body, and the tag to reject the message with, are
     /// not affected.
     pub fn properties(&self) -> Result<BasicProperties> {
-        Ok(BasicProperties::decode(self.arrived.parts.properties(&self.pack.bytes))?)
+        Ok(BasicProperties::decode(self.arrived.parts.properties(self.pack.batch.bytes()))?)
     }
 
     /// The headers; empty if there are none.
@@ -124,7 +124,7 @@ impl Delivery {
     }
 
     fn envelope(&self) -> Envelope<'_> {
-        envelope(self.arrived.parts.method(&self.pack.bytes))
+        envelope(self.arrived.parts.method(self.pack.batch.bytes()))
     }
 
     /// Tells the broker that the message is dealt with. **Asynchronous: does not wait for the broker**, only

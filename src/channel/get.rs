@@ -8,7 +8,7 @@ use super::{
     delivery::{Delivery, Pack},
 };
 use crate::{
-    connection::state::Arrived,
+    connection::state::{Arrived, Batch},
     error::Result,
     protocol::{
         spec::{BasicGet, BasicQos, Method},
@@ -131,7 +131,8 @@ impl Channel {
         if get.no_ack {
             core.lock().unacked.remove(arrived.delivery_tag);
         }
-        let pack = Pack { bytes: content.bytes, channel: core.clone(), epoch, no_ack: get.no_ack };
+        let batch = Arc::new(Batch::of(content.bytes));
+        let pack = Pack { batch, channel: core.clone(), epoch, no_ack: get.no_ack };
         Ok(Some(Delivery::new(Arc::new(pack), arrived)))
     }
 

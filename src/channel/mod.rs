@@ -45,7 +45,7 @@ pub use select::{select, select_timeout};
 pub use tx::Transaction;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashSet, VecDeque},
     fmt,
     sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
@@ -67,7 +67,7 @@ use crate::{
         spec::{BasicCancelOk, ChannelClose, ChannelCloseOk, ChannelFlow, ChannelOpen, Method, MethodBody},
         wire::ShortStr,
     },
-    sync::{GivenUp, OneShot, lock, may_wait, waits_never, wake_all},
+    sync::{GivenUp, OneShot, Waiter, lock, may_wait, waits_never, wake_all},
 };
 use call::{Answer, Coming, Waiting};
 use confirm::Confirms;
@@ -112,7 +112,7 @@ struct State {
     calls: VecDeque<Waiting>,
     /// The caller that waits for the end of the channel.
     closer: Option<Coming>,
-    consumers: HashMap<Box<[u8]>, Sink>,
+    consumers: HashSet<Sink>,
     unacked: Unacked,
     /// The prefetch count was set, by the user or by default.
     prefetch_is_set: bool,
@@ -275,7 +275,7 @@ impl Core {
                 epoch: 0,
                 calls: VecDeque::new(),
                 closer: None,
-                consumers: HashMap::new(),
+                consumers: HashSet::new(),
                 unacked: Unacked::default(),
                 prefetch_is_set: false,
                 returns: Returns::default(),
@@ -456,7 +456,7 @@ impl Core {
         drop(state);
         wake_all(waiting);
         // Before the answers: once a close has returned, nothing is delivered any more.
-        for consumer in consumers.into_values() {
+        for consumer in consumers {
             consumer.end(End::Lost(cause.clone()));
         }
         for answer in calls.into_iter().map(|call| call.answer).chain(closer) {
@@ -583,12 +583,12 @@ impl Inbox for Core {
         }
     }
 
-    fn deliveries(&self, consumer_tag: &[u8], batch: &mut Batch) {
-        self.delivered(consumer_tag, batch);
+    fn deliveries(&self, consumer_tag: &[u8], batch: &Arc<Batch>, woken: &mut Vec<Waiter>) {
+        self.delivered(consumer_tag, batch, woken);
     }
 
-    fn confirmations(&self, confirmations: &[Confirmation]) {
-        self.confirmed(confirmations);
+    fn confirmations(&self, confirmations: &[Confirmation], woken: &mut Vec<Waiter>) {
+        self.confirmed(confirmations, woken);
     }
 
     fn fail(&self, cause: &Error) {

@@ -102,14 +102,17 @@ pub(crate) fn shake_hands(
         }
     };
     let negotiated = negotiate(&offer, config, server_properties)?;
-    dialog.send_method(&ConnectionTuneOk {
+    let tune_ok = ConnectionTuneOk {
         channel_max: negotiated.channel_max,
         frame_max: negotiated.frame_max,
         heartbeat: negotiated.heartbeat.as_secs() as u16,
-    })?;
-
+    };
     let virtual_host = ShortStr::new("the virtual host", &config.vhost)?;
-    dialog.send_method(&ConnectionOpen { virtual_host, ..Default::default() })?;
+    // Nothing answers tune-ok, so both go at once.
+    let mut both = Vec::new();
+    write_method(&mut both, 0, UNTUNED_FRAME_MAX, &tune_ok)?;
+    write_method(&mut both, 0, UNTUNED_FRAME_MAX, &ConnectionOpen { virtual_host, ..Default::default() })?;
+    dialog.send_frames(&both)?;
     dialog.expect("connection.open-ok", |method| match method {
         Method::ConnectionOpenOk(_) => Some(()),
         _ => None,
@@ -227,8 +230,12 @@ impl<'a> Dialog<'a> {
     fn send_method<'m>(&mut self, method: &impl MethodBody<'m>) -> Result<()> {
         let mut out = Vec::new();
         write_method(&mut out, 0, UNTUNED_FRAME_MAX, method)?;
-        self.taps.show(Direction::Outgoing, &out, UNTUNED_FRAME_MAX);
-        self.send(&out)
+        self.send_frames(&out)
+    }
+
+    fn send_frames(&mut self, frames: &[u8]) -> Result<()> {
+        self.taps.show(Direction::Outgoing, frames, UNTUNED_FRAME_MAX);
+        self.send(frames)
     }
 
     /// Waits for a method that `wanted` accepts. A close of the broker becomes the error that it stands for.

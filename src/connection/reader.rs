@@ -2,16 +2,19 @@
 //!
 //! [`Demultiplexer`] does everything but the reading, so that tests and fuzzing can feed it.
 
+mod buffer;
+mod run;
+
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
     slots::Addressee,
-    state::{Arrived, Batch, Confirmation, Inbox, Shared, end_of_stream},
+    state::{Arrived, Confirmation, Inbox, Shared, end_of_stream},
 };
 use crate::{
     error::{Error, ReplyCode, Result},
     protocol::{
-        content::Assembly,
+        content::{Assembly, Content, ContentHeader, Message, Parts},
         frame::{self, Frame, FrameKind},
         spec::{BasicAck, BasicDeliver, BasicGetOk, BasicNack, BasicReturn, Method, MethodBody},
         wire::{Malformed, Reader},
@@ -19,48 +22,36 @@ use crate::{
     sync::never_wait_here,
     transport::tap::Direction,
 };
+use buffer::ReadBuffer;
+use run::Run;
 
-/// The size of the read buffer; it grows only for a frame that does not fit.
-const READ_BUFFER: usize = 256 * 1024;
-
-/// Messages up to this size are packed together, larger ones get a buffer of their own.
+/// Messages up to this size are packed together.
 const PACK_UP_TO: usize = 4 * 1024;
 
-/// A pack is handed over when it has grown to this size, so that a program which keeps one small message
-/// keeps at most so much memory alive with it.
-const PACK_SIZE: usize = 16 * 1024;
-
-/// A pack that was not taken is used again up to this capacity.
-const KEEP_CAPACITY: usize = 4 * PACK_SIZE;
+/// Messages from this size on stay in the buffer that they were read into, which a program that keeps one of them keeps
+/// alive as a whole. Those between have a buffer of their own.
+const SHARE_FROM: usize = 64 * 1024;
 
 /// Runs until the connection has ended.
 pub(super) fn run(shared: &Shared, received: Vec<u8>) {
     // Everybody waits for this thread.
     never_wait_here();
     let mut demultiplexer = Demultiplexer::new(shared);
-    let mut buffer = received;
-    let mut filled = buffer.len();
-    buffer.resize(READ_BUFFER.max(filled), 0);
+    let mut buffer = ReadBuffer::new(&received);
+    drop(received);
     loop {
-        let received = buffer.get(..filled).unwrap_or_default();
+        let (bytes, filled) = buffer.received();
+        let received = bytes.get(..filled).unwrap_or_default();
         shared.taps.show(Direction::Incoming, received, demultiplexer.max_frame);
-        match demultiplexer.feed(received) {
-            Ok(used) => {
-                buffer.copy_within(used..filled, 0);
-                filled -= used;
-            }
+        match demultiplexer.feed_shared(bytes, filled) {
+            Ok(used) => buffer.used(used),
             Err(error) => {
                 shared.fail(error);
-                filled = 0;
+                buffer.clear();
             }
         }
-        if filled == buffer.len() {
-            // A frame that does not fit; decode has accepted its size. Growing by doubling never gets ahead
-            // of what was received.
-            buffer.resize(2 * filled, 0);
-        }
         shared.incoming.wait_until_wanted();
-        let read = shared.transport.read(buffer.get_mut(filled..).unwrap_or_default());
+        let read = shared.transport.read(buffer.space());
         if shared.transport.backlog() > 0 {
             shared.outgoing.write_backlog();
         }
@@ -68,9 +59,12 @@ pub(super) fn run(shared: &Shared, received: Vec<u8>) {
             Ok(0) => return shared.fail(end_of_stream("reading")),
             Ok(read) => {
                 shared.incoming.heard();
+                buffer.add(read);
                 // After the end, what still comes is read and thrown away: closing a socket with unread
                 // bytes in it would destroy our own last words on their way.
-                filled = if shared.is_closed() { 0 } else { filled + read };
+                if shared.is_closed() {
+                    buffer.clear();
+                }
             }
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) => return shared.fail(Error::io("reading", error)),
@@ -91,62 +85,6 @@ pub(crate) struct Demultiplexer<'a> {
     run: Run,
 }
 
-/// Deliveries in a row to one consumer, or confirms in a row for one channel: only one of both at a time.
-#[derive(Default)]
-struct Run {
-    /// The channel and its inbox, as long as nothing but deliveries and confirms came for it in this read.
-    target: Option<(u16, Arc<dyn Inbox>)>,
-    consumer_tag: Vec<u8>,
-    batch: Batch,
-    confirmations: Vec<Confirmation>,
-}
-
-impl Run {
-    fn is_for(&self, channel: u16) -> bool {
-        self.target.as_ref().is_some_and(|(target, _)| *target == channel)
-    }
-
-    fn confirmed(&mut self, next: Confirmation) {
-        self.hand_over_deliveries();
-        if !self.confirmations.last_mut().is_some_and(|last| last.extend(next)) {
-            self.confirmations.push(next);
-        }
-    }
-
-    fn hand_over(&mut self) {
-        self.hand_over_deliveries();
-        self.hand_over_confirmations();
-    }
-
-    fn hand_over_confirmations(&mut self) {
-        if self.confirmations.is_empty() {
-            return;
-        }
-        if let Some((_, inbox)) = &self.target {
-            inbox.confirmations(&self.confirmations);
-        }
-        self.confirmations.clear();
-    }
-
-    fn hand_over_deliveries(&mut self) {
-        if self.batch.deliveries.is_empty() {
-            return;
-        }
-        let (bytes, deliveries) = (self.batch.bytes.len().min(PACK_SIZE), self.batch.deliveries.len());
-        if let Some((_, inbox)) = &self.target {
-            inbox.deliveries(&self.consumer_tag, &mut self.batch);
-        }
-        if (PACK_SIZE..=KEEP_CAPACITY).contains(&self.batch.bytes.capacity()) {
-            self.batch.bytes.clear();
-            self.batch.deliveries.clear();
-        } else {
-            // The next batch of a stream will be about as large as this one.
-            let (bytes, deliveries) = (Vec::with_capacity(bytes), Vec::with_capacity(deliveries));
-            self.batch = Batch { bytes, deliveries };
-        }
-    }
-}
-
 impl<'a> Demultiplexer<'a> {
     pub(crate) fn new(shared: &'a Shared) -> Demultiplexer<'a> {
         Demultiplexer {
@@ -163,22 +101,101 @@ impl<'a> Demultiplexer<'a> {
     ///
     /// # Errors
     /// The peer broke the protocol.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn feed(&mut self, bytes: &[u8]) -> Result<usize> {
-        let mut rest = bytes;
+        self.feed_shared(&Arc::new(bytes.to_vec()), bytes.len())
+    }
+
+    /// The same with the first `filled` bytes of a buffer, which large messages may go on to share.
+    pub(super) fn feed_shared(&mut self, buffer: &Arc<Vec<u8>>, filled: usize) -> Result<usize> {
+        let mut rest = buffer.get(..filled).unwrap_or_default();
         let result = loop {
             match frame::decode(rest, self.max_frame) {
-                Ok(None) => break Ok(bytes.len() - rest.len()),
+                Ok(None) => break Ok(filled - rest.len()),
                 Ok(Some((frame, used))) => {
-                    if let Err(error) = self.frame(&frame) {
-                        break Err(error);
-                    }
                     rest = rest.get(used..).unwrap_or_default();
+                    let start = filled - rest.len() - used;
+                    match self.whole_delivery(&frame, start, rest, buffer) {
+                        Ok(Some(used)) => rest = rest.get(used..).unwrap_or_default(),
+                        Ok(None) => {
+                            if let Err(error) = self.frame(&frame) {
+                                break Err(error);
+                            }
+                        }
+                        Err(error) => break Err(error),
+                    }
                 }
                 Err(malformed) => break Err(frame_error(malformed)),
             }
         };
-        self.end_run();
+        self.run.end();
+        self.run.wake();
         result
+    }
+
+    /// The short way for what most frames are part of: a delivery, in the read buffer from its method to the end of its
+    /// only body frame. Says how many bytes it took of what `follows` the method. `None` when it is anything else, which
+    /// the long way takes frame by frame.
+    fn whole_delivery(
+        &mut self,
+        frame: &Frame<'_>,
+        start: usize,
+        follows: &[u8],
+        buffer: &Arc<Vec<u8>>,
+    ) -> Result<Option<usize>> {
+        let (channel, method) = (frame.channel, frame.payload);
+        let is_deliver = frame.kind == FrameKind::Method && ids(method) == Some(DELIVER);
+        if !is_deliver || channel == 0 || self.is_receiving(channel) {
+            return Ok(None);
+        }
+        let next = |kind, bytes| match frame::decode(bytes, self.max_frame) {
+            Ok(Some((next, used))) if next.kind == kind && next.channel == channel => {
+                Some((next.payload, used))
+            }
+            _ => None,
+        };
+        let Some((header, header_used)) = next(FrameKind::Header, follows) else { return Ok(None) };
+        let Ok(ContentHeader { body_size, properties }) = ContentHeader::decode(header) else {
+            return Ok(None);
+        };
+        let (body, body_used) = match body_size {
+            0 => (&[][..], 0),
+            size if size > self.shared.limits.max_message_size => return Ok(None),
+            size => match next(FrameKind::Body, follows.get(header_used..).unwrap_or_default()) {
+                Some((body, used)) if body.len() as u64 == size => (body, used),
+                _ => return Ok(None),
+            },
+        };
+        let used = header_used + body_used;
+        if !self.run.is_for(channel) {
+            let Some(inbox) = self.inbox(channel)? else { return Ok(Some(used)) };
+            self.run.turn_to(channel, inbox);
+        }
+        let BasicDeliver { consumer_tag, delivery_tag, redelivered, .. } = fields(method)?;
+        self.run.deliver_to(consumer_tag.bytes());
+        let arrived = |parts| Arrived { parts, delivery_tag, redelivered };
+        let size = method.len() + properties.len() + body.len();
+        // Positions are counted with 32 bits.
+        if size < SHARE_FROM || buffer.len() > u32::MAX as usize {
+            let message = Message { method, properties, body };
+            if size <= PACK_UP_TO {
+                self.run.small(|pack| arrived(message.append_to(pack)));
+            } else {
+                let mut bytes = Vec::with_capacity(size);
+                let parts = message.append_to(&mut bytes);
+                self.run.large(bytes, arrived(parts));
+            }
+        } else {
+            // Each payload ends before the end octet of its frame.
+            let header_end = start + frame::OVERHEAD + method.len() + header_used;
+            let parts = Parts::apart(
+                start + frame::OVERHEAD - 1..start + frame::OVERHEAD - 1 + method.len(),
+                header_end - 1 - properties.len()..header_end - 1,
+                header_end + body_used - 1 - body.len()..header_end + body_used - 1,
+            );
+            self.run.shared(buffer, arrived(parts));
+        }
+        Ok(Some(used))
     }
 
     fn frame(&mut self, frame: &Frame<'_>) -> Result<()> {
@@ -188,7 +205,7 @@ impl<'a> Demultiplexer<'a> {
                 Err(Error::protocol(ReplyCode::FrameError, format!("a heartbeat on channel {channel}")))
             }
             (FrameKind::Method, 0) => {
-                self.end_run();
+                self.run.end();
                 self.shared.control(Method::decode(frame.payload).map_err(frame_error)?)
             }
             (FrameKind::Method, channel) => self.method(channel, frame.payload),
@@ -198,9 +215,7 @@ impl<'a> Demultiplexer<'a> {
     }
 
     fn method(&mut self, channel: u16, payload: &[u8]) -> Result<()> {
-        let busy = self.current.as_ref().is_some_and(|(current, _)| *current == channel)
-            || (!self.others.is_empty() && self.others.contains_key(&channel));
-        if busy {
+        if self.is_receiving(channel) {
             return Err(Error::protocol(
                 ReplyCode::UnexpectedFrame,
                 format!("a method on channel {channel} where the rest of a content was expected"),
@@ -219,18 +234,16 @@ impl<'a> Demultiplexer<'a> {
         }
         if let Some(confirmation) = confirmation(payload)? {
             if !known {
-                self.end_run();
                 let Some(inbox) = inbox else { return Ok(()) };
-                self.run.target = Some((channel, inbox));
+                self.run.turn_to(channel, inbox);
             }
             self.run.confirmed(confirmation);
             return Ok(());
         }
         let method = Method::decode(payload).map_err(frame_error)?;
         // What was delivered before comes before.
-        self.run.hand_over();
-        let target = self.run.target.take();
-        let inbox = if known { target.map(|(_, inbox)| inbox) } else { inbox };
+        let target = self.run.end();
+        let inbox = if known { target } else { inbox };
         match (inbox, method) {
             (Some(inbox), method) => inbox.method(method, payload),
             (None, Method::ChannelCloseOk(_)) => {
@@ -264,52 +277,38 @@ impl<'a> Demultiplexer<'a> {
     fn complete(&mut self, body: &[u8]) -> Result<()> {
         let Some((channel, mut assembly)) = self.current.take() else { return Ok(()) };
         if !self.run.is_for(channel) {
-            self.end_run();
             let Some(inbox) = self.inbox(channel)? else {
                 self.spare = assembly;
                 return Ok(());
             };
-            self.run.target = Some((channel, inbox));
-            self.run.consumer_tag.clear();
+            self.run.turn_to(channel, inbox);
         }
         let Some(deliver) = delivery(assembly.method())? else {
-            self.run.hand_over();
-            let Some((_, inbox)) = self.run.target.take() else { return Ok(()) };
+            let Some(inbox) = self.run.end() else { return Ok(()) };
             // A content of one frame was not assembled yet.
             if !body.is_empty() {
                 assembly.body(body).map_err(content_error)?;
             }
             return inbox.content(assembly.finish());
         };
-        self.run.hand_over_confirmations();
-        if self.run.consumer_tag != deliver.consumer_tag.bytes() {
-            self.run.hand_over();
-            self.run.consumer_tag.clear();
-            self.run.consumer_tag.extend_from_slice(deliver.consumer_tag.bytes());
-        }
+        self.run.deliver_to(deliver.consumer_tag.bytes());
         let (delivery_tag, redelivered) = (deliver.delivery_tag, deliver.redelivered);
-        let large = assembly.size() > PACK_UP_TO;
-        let parts = if large {
-            self.run.hand_over();
-            let content = assembly.finish();
-            self.run.batch.bytes = content.bytes;
-            content.parts
+        let arrived = |parts| Arrived { parts, delivery_tag, redelivered };
+        if assembly.size() > PACK_UP_TO {
+            let Content { bytes, parts } = assembly.finish();
+            self.run.large(bytes, arrived(parts));
         } else {
             let body = if body.is_empty() { assembly.body_so_far() } else { body };
-            assembly.append_to(&mut self.run.batch.bytes, body)
-        };
-        self.spare = assembly;
-        self.run.batch.deliveries.push(Arrived { parts, delivery_tag, redelivered });
-        if large || self.run.batch.bytes.len() >= PACK_SIZE {
-            self.run.hand_over();
+            self.run.small(|pack| arrived(assembly.append_to(pack, body)));
         }
+        self.spare = assembly;
         Ok(())
     }
 
-    /// What is decided here must not outlive the read: a channel may be closed in between.
-    fn end_run(&mut self) {
-        self.run.hand_over();
-        self.run.target = None;
+    /// A content is on its way on this channel.
+    fn is_receiving(&self, channel: u16) -> bool {
+        self.current.as_ref().is_some_and(|(current, _)| *current == channel)
+            || (!self.others.is_empty() && self.others.contains_key(&channel))
     }
 
     /// The inbox of a channel; `None` for one that was closed, whose late frames are ignored.
@@ -346,13 +345,12 @@ impl<'a> Demultiplexer<'a> {
     }
 }
 
+const DELIVER: (u16, u16) = (BasicDeliver::CLASS, BasicDeliver::METHOD);
+
 /// Class and method id of the methods that a content follows, as far as a client may get them.
 fn starts_content(payload: &[u8]) -> bool {
-    const CONTENT: [(u16, u16); 3] = [
-        (BasicDeliver::CLASS, BasicDeliver::METHOD),
-        (BasicGetOk::CLASS, BasicGetOk::METHOD),
-        (BasicReturn::CLASS, BasicReturn::METHOD),
-    ];
+    const CONTENT: [(u16, u16); 3] =
+        [DELIVER, (BasicGetOk::CLASS, BasicGetOk::METHOD), (BasicReturn::CLASS, BasicReturn::METHOD)];
     ids(payload).is_some_and(|ids| CONTENT.contains(&ids))
 }
 
@@ -383,7 +381,7 @@ fn fields<'a, M: MethodBody<'a>>(payload: &'a [u8]) -> Result<M> {
 
 /// The method as a delivery; `None` when it is another one.
 fn delivery(payload: &[u8]) -> Result<Option<BasicDeliver<'_>>> {
-    if ids(payload) != Some((BasicDeliver::CLASS, BasicDeliver::METHOD)) {
+    if ids(payload) != Some(DELIVER) {
         return Ok(None);
     }
     fields(payload).map(Some)

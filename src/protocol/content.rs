@@ -10,6 +10,7 @@ use super::{
     wire::{Malformed, Reader},
 };
 use crate::error::Result;
+use std::ops::Range;
 
 /// The class that every content belongs to: basic.
 const BASIC: u16 = 60;
@@ -132,48 +133,74 @@ pub(crate) struct Content {
 /// Where the three parts of a message lie in a buffer that may hold several.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Parts {
-    start: u32,
-    method_end: u32,
+    method: u32,
+    /// Shorter than any frame can be: names and numbers only.
+    method_size: u16,
+    properties: u32,
     properties_end: u32,
+    body: u32,
     end: u32,
 }
 
 impl Parts {
+    /// Of three ranges anywhere in a buffer, one behind the other.
+    pub(crate) fn apart(method: Range<usize>, properties: Range<usize>, body: Range<usize>) -> Parts {
+        Parts {
+            method: method.start as u32,
+            method_size: u16::try_from(method.len()).unwrap_or(u16::MAX),
+            properties: properties.start as u32,
+            properties_end: properties.end as u32,
+            body: body.start as u32,
+            end: body.end as u32,
+        }
+    }
+
     pub(crate) fn method(self, bytes: &[u8]) -> &[u8] {
-        part(bytes, self.start, self.method_end)
+        part(bytes, self.method, self.method.saturating_add(self.method_size.into()))
     }
 
     pub(crate) fn properties(self, bytes: &[u8]) -> &[u8] {
-        part(bytes, self.method_end, self.properties_end)
+        part(bytes, self.properties, self.properties_end)
     }
 
+    #[inline]
     pub(crate) fn body(self, bytes: &[u8]) -> &[u8] {
-        part(bytes, self.properties_end, self.end)
+        part(bytes, self.body, self.end)
     }
 
     /// The message alone in a buffer of its own, and where its parts are there.
     pub(crate) fn copy_out(self, bytes: &[u8]) -> (Vec<u8>, Parts) {
-        let alone = Parts {
-            start: 0,
-            method_end: self.method_end.saturating_sub(self.start),
-            properties_end: self.properties_end.saturating_sub(self.start),
-            end: self.end.saturating_sub(self.start),
-        };
-        (part(bytes, self.start, self.end).to_vec(), alone)
-    }
-
-    /// The same parts in a buffer where the message starts at `start`.
-    fn moved_to(self, start: usize) -> Parts {
-        let by = start as u32;
-        Parts {
-            start: self.start + by,
-            method_end: self.method_end + by,
-            properties_end: self.properties_end + by,
-            end: self.end + by,
-        }
+        let (method, properties) = (self.method(bytes), self.properties(bytes));
+        let message = Message { method, properties, body: self.body(bytes) };
+        let mut alone = Vec::new();
+        let parts = message.append_to(&mut alone);
+        (alone, parts)
     }
 }
 
+/// The three parts of a message, wherever they are.
+pub(crate) struct Message<'a> {
+    pub(crate) method: &'a [u8],
+    pub(crate) properties: &'a [u8],
+    pub(crate) body: &'a [u8],
+}
+
+impl Message<'_> {
+    /// Appends the message, and says where its parts are then.
+    #[inline]
+    pub(crate) fn append_to(&self, bytes: &mut Vec<u8>) -> Parts {
+        let start = bytes.len();
+        let properties = start + self.method.len();
+        let body = properties + self.properties.len();
+        let end = body + self.body.len();
+        bytes.extend_from_slice(self.method);
+        bytes.extend_from_slice(self.properties);
+        bytes.extend_from_slice(self.body);
+        Parts::apart(start..properties, properties..body, body..end)
+    }
+}
+
+#[inline]
 fn part(bytes: &[u8], start: u32, end: u32) -> &[u8] {
     bytes.get(start as usize..end as usize).unwrap_or_default()
 }
@@ -194,7 +221,7 @@ impl Assembly {
     pub(crate) fn start(&mut self, method: &[u8]) {
         self.bytes.clear();
         self.bytes.extend_from_slice(method);
-        self.parts = Parts { method_end: method.len() as u32, ..Parts::default() };
+        self.parts = Parts::apart(0..method.len(), 0..0, 0..0);
         self.body_missing = None;
         self.unwanted = false;
     }
@@ -220,7 +247,9 @@ impl Assembly {
             return Err(Malformed::Because("a message larger than this client accepts"));
         }
         self.bytes.extend_from_slice(header.properties);
+        self.parts.properties = self.parts.method_size.into();
         self.parts.properties_end = properties_end as u32;
+        self.parts.body = properties_end as u32;
         self.parts.end = end as u32;
         self.body_missing = Some(header.body_size);
         Ok(header.body_size == 0)
@@ -253,11 +282,6 @@ impl Assembly {
         Ok(missing == 0)
     }
 
-    /// Method and properties.
-    pub(crate) fn head(&self) -> &[u8] {
-        self.bytes.get(..self.parts.properties_end as usize).unwrap_or_default()
-    }
-
     pub(crate) fn method(&self) -> &[u8] {
         self.parts.method(&self.bytes)
     }
@@ -269,10 +293,8 @@ impl Assembly {
 
     /// Appends the message to `arena`, its body being `body`, and says where it is there.
     pub(crate) fn append_to(&self, arena: &mut Vec<u8>, body: &[u8]) -> Parts {
-        let start = arena.len();
-        arena.extend_from_slice(self.head());
-        arena.extend_from_slice(body);
-        self.parts.moved_to(start)
+        let (method, properties) = (self.method(), self.parts.properties(&self.bytes));
+        Message { method, properties, body }.append_to(arena)
     }
 
     /// The body as far as it came.

@@ -122,7 +122,8 @@ impl BorrowedDelivery<'_> {
     pub fn to_owned(&self) -> Delivery {
         let (bytes, parts) = self.arrived.parts.copy_out(self.bytes);
         let Inline { core, no_ack, .. } = self.inline;
-        let pack = Pack { bytes, channel: core.clone(), epoch: self.epoch, no_ack: *no_ack };
+        let batch = Arc::new(Batch::of(bytes));
+        let pack = Pack { batch, channel: core.clone(), epoch: self.epoch, no_ack: *no_ack };
         Delivery::new(Arc::new(pack), Arrived { parts, ..*self.arrived })
     }
 
@@ -380,7 +381,7 @@ impl<H: InlineHandler> Batches for H {
         dealt_with: &mut usize,
     ) -> Result<(), HandlerError> {
         for arrived in &batch.deliveries {
-            InlineHandler::handle(self, &BorrowedDelivery { bytes: &batch.bytes, arrived, inline, epoch })?;
+            InlineHandler::handle(self, &BorrowedDelivery { bytes: batch.bytes(), arrived, inline, epoch })?;
             *dealt_with += 1;
         }
         Ok(())

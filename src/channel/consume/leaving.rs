@@ -47,7 +47,7 @@ impl Leaving {
         self.queue.take(&mut queued, None);
         self.taken.append(&mut queued);
         while let Some(queued) = self.taken.front() {
-            for arrived in queued.deliveries.as_slice().iter().filter(|_| !queued.pack.no_ack) {
+            for arrived in queued.rest().iter().filter(|_| !queued.pack.no_ack) {
                 let back = Settlement::Nack { multiple: false, requeue: Requeue::Yes };
                 let left = deadline.saturating_duration_since(Instant::now());
                 match core.settle_within(left, arrived.delivery_tag, Some(queued.pack.epoch), back) {

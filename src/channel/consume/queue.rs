@@ -5,7 +5,6 @@ use std::{
     mem,
     sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
-    vec,
 };
 
 use super::sink::End;
@@ -52,8 +51,23 @@ struct QueueState {
 /// Deliveries that came together, counted against the connection's buffer until they are all returned.
 pub(super) struct Queued {
     pub(super) pack: Arc<Pack>,
-    pub(super) deliveries: vec::IntoIter<Arrived>,
+    /// Which of its deliveries is the next.
+    next: usize,
     size: usize,
+}
+
+impl Queued {
+    #[inline]
+    pub(super) fn next(&mut self) -> Option<Arrived> {
+        let next = self.pack.batch.deliveries.get(self.next).copied();
+        self.next += 1;
+        next
+    }
+
+    /// The deliveries that were not returned.
+    pub(super) fn rest(&self) -> &[Arrived] {
+        self.pack.batch.deliveries.get(self.next..).unwrap_or_default()
+    }
 }
 
 impl Drop for Queued {
@@ -76,10 +90,11 @@ impl DeliveryQueue {
         DeliveryQueue { core, tag: tag.into(), no_ack, for_handlers, state: Mutex::default() }
     }
 
-    pub(super) fn put(&self, epoch: u32, batch: Batch) {
+    /// Whoever sleeps is left in `woken`.
+    pub(super) fn put(&self, epoch: u32, batch: Arc<Batch>, woken: &mut Vec<Waiter>) {
         let size = batch.size();
-        let pack = Pack { bytes: batch.bytes, channel: self.core.clone(), epoch, no_ack: self.no_ack };
-        let queued = Queued { pack: Arc::new(pack), deliveries: batch.deliveries.into_iter(), size };
+        let pack = Pack { batch, channel: self.core.clone(), epoch, no_ack: self.no_ack };
+        let queued = Queued { pack: Arc::new(pack), next: 0, size };
         self.core.connection.incoming.hold(size);
         let mut state = lock(&self.state);
         if state.ended {
@@ -87,9 +102,7 @@ impl DeliveryQueue {
             return;
         }
         state.queued.push_back(queued);
-        let waiting = mem::take(&mut state.waiting);
-        drop(state);
-        wake_all(waiting);
+        woken.append(&mut state.waiting);
     }
 
     /// Moves all that is there to `taken`; leaves the waiter if there is nothing.

@@ -1,6 +1,8 @@
 //! Where a consumer's deliveries go: into a queue, or straight to an inline handler. And which consumers a channel has.
 
 use std::{
+    borrow::Borrow,
+    hash::{Hash, Hasher},
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -10,6 +12,7 @@ use crate::{
     channel::Core,
     connection::{events::Event, state::Batch},
     error::{Error, Result, Scope},
+    sync::Waiter,
 };
 
 /// What the channel knows of a consumer.
@@ -17,6 +20,28 @@ use crate::{
 pub(in crate::channel) enum Sink {
     Queue(Arc<DeliveryQueue>),
     Inline(Arc<Inline>),
+}
+
+/// A consumer is known, and found, by its tag.
+impl Borrow<[u8]> for Sink {
+    fn borrow(&self) -> &[u8] {
+        self.tag().as_bytes()
+    }
+}
+
+impl PartialEq for Sink {
+    fn eq(&self, other: &Sink) -> bool {
+        self.tag() == other.tag()
+    }
+}
+
+impl Eq for Sink {}
+
+impl Hash for Sink {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // As its tag's bytes hash.
+        self.tag().as_bytes().hash(state);
+    }
 }
 
 impl Sink {
@@ -87,17 +112,17 @@ impl Core {
             return Err(Error::Closed(Scope::Connection));
         }
         let tag = sink.tag();
-        if state.consumers.contains_key(tag.as_bytes()) {
+        if state.consumers.contains(tag.as_bytes()) {
             return Err(Error::invalid(format!("consumer tag {tag:?} is in use on this channel")));
         }
-        state.consumers.insert(tag.as_bytes().into(), sink);
+        state.consumers.insert(sink);
         Ok(())
     }
 
     /// Cancels every consumer but those that handlers need to the end, and waits for the broker's answers, for at most `limit` altogether.
     pub(in crate::channel) fn cancel_consumers(&self, limit: Duration) -> Result<()> {
         let started = Instant::now();
-        let sinks: Vec<Sink> = self.lock().consumers.values().cloned().collect();
+        let sinks: Vec<Sink> = self.lock().consumers.iter().cloned().collect();
         for sink in sinks.into_iter().filter(|sink| !sink.is_for_handlers()) {
             let left = limit.saturating_sub(started.elapsed());
             match sink.cancel(left) {
@@ -113,9 +138,14 @@ impl Core {
         self.lock().consumers.get(sink.tag().as_bytes()).is_some_and(|other| other.is(sink))
     }
 
-    /// The reader's: deliveries for a consumer, which may be taken. Those for a tag that is unknown, or not known any
+    /// The reader's: deliveries for a consumer. Those for a tag that is unknown, or not known any
     /// more, are ignored; the broker gets them back when the channel is closed.
-    pub(in crate::channel) fn delivered(&self, consumer_tag: &[u8], batch: &mut Batch) {
+    pub(in crate::channel) fn delivered(
+        &self,
+        consumer_tag: &[u8],
+        batch: &Arc<Batch>,
+        woken: &mut Vec<Waiter>,
+    ) {
         let mut guard = self.lock();
         let state = &mut *guard;
         let Some(sink) = state.consumers.get(consumer_tag).cloned() else { return };
@@ -127,8 +157,12 @@ impl Core {
         let epoch = state.epoch;
         drop(guard);
         match sink {
-            Sink::Queue(queue) => queue.put(epoch, std::mem::take(batch)),
-            Sink::Inline(inline) => inline.deliver(epoch, batch),
+            Sink::Queue(queue) => queue.put(epoch, batch.clone(), woken),
+            Sink::Inline(inline) => {
+                // Nobody's wake-up has to wait for a handler.
+                woken.drain(..).for_each(Waiter::wake);
+                inline.deliver(epoch, batch);
+            }
         }
     }
 
@@ -146,7 +180,7 @@ impl Core {
     }
 
     fn remove_consumer(&self, consumer_tag: &[u8], end: End) {
-        let entry = self.lock().consumers.remove(consumer_tag);
+        let entry = self.lock().consumers.take(consumer_tag);
         if let Some(entry) = entry {
             entry.end(end);
         }
