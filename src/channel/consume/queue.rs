@@ -24,7 +24,7 @@ use crate::{
         spec::{BasicCancel, MethodBody},
         wire::ShortStr,
     },
-    sync::{Waiter, lock, wake_all},
+    sync::{Waiter, lock},
 };
 
 /// What the reader has put in for one consumer and the consumer has not taken yet.
@@ -42,10 +42,11 @@ struct QueueState {
     queued: VecDeque<Queued>,
     ended: bool,
     /// The reason for the end, until it was returned.
-    reason: Option<Error>,
+    reason: Option<Box<Error>>,
     /// The next wait is to end without a delivery.
     interrupted: bool,
-    waiting: Vec<Waiter>,
+    /// The one that waits: a consumer has one owner.
+    waiting: Option<Waiter>,
 }
 
 /// Deliveries that came together, counted against the connection's buffer until they are all returned.
@@ -102,7 +103,7 @@ impl DeliveryQueue {
             return;
         }
         state.queued.push_back(queued);
-        woken.append(&mut state.waiting);
+        woken.extend(state.waiting.take());
     }
 
     /// Moves all that is there to `taken`; leaves the waiter if there is nothing.
@@ -113,14 +114,16 @@ impl DeliveryQueue {
             return Taken::Deliveries;
         }
         if state.ended {
-            return Taken::End(state.reason.take());
+            return Taken::End(state.reason.take().map(|reason| *reason));
         }
-        state.waiting.extend(waiter.cloned());
+        if let Some(waiter) = waiter {
+            state.waiting = Some(waiter.clone());
+        }
         Taken::Nothing
     }
 
     pub(super) fn forget_waiter(&self, waiter: &Waiter) {
-        lock(&self.state).waiting.retain(|other| !other.is(waiter));
+        lock(&self.state).waiting.take_if(|other| other.is(waiter));
     }
 
     pub(super) fn is_exhausted(&self) -> bool {
@@ -132,9 +135,11 @@ impl DeliveryQueue {
     pub(super) fn interrupt(&self) {
         let mut state = lock(&self.state);
         state.interrupted = true;
-        let waiting = mem::take(&mut state.waiting);
+        let waiting = state.waiting.take();
         drop(state);
-        wake_all(waiting);
+        if let Some(waiting) = waiting {
+            waiting.wake();
+        }
     }
 
     /// There was an interruption since the last time.
@@ -150,18 +155,22 @@ impl DeliveryQueue {
         let mut dropped = VecDeque::new();
         state.reason = match end {
             End::Cancelled => None,
-            End::CancelledByServer => Some(Error::CancelledByServer { consumer_tag: self.tag.clone() }),
+            End::CancelledByServer => {
+                Some(Box::new(Error::CancelledByServer { consumer_tag: self.tag.clone() }))
+            }
             End::Lost(cause) => {
                 if !self.no_ack {
                     dropped = mem::take(&mut state.queued);
                 }
-                Some(cause)
+                Some(Box::new(cause))
             }
         };
-        let waiting = mem::take(&mut state.waiting);
+        let waiting = state.waiting.take();
         drop(state);
         drop(dropped);
-        wake_all(waiting);
+        if let Some(waiting) = waiting {
+            waiting.wake();
+        }
     }
 
     pub(super) fn cancel(&self, timeout: Duration) -> Result<()> {

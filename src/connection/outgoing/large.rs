@@ -16,6 +16,9 @@ use crate::{
     transport::{Patience, tap::Direction},
 };
 
+/// Method and header of most contents.
+const USUAL_HEAD: usize = 256;
+
 /// Body frames written in one turn.
 const FRAMES_PER_TURN: usize = 16;
 
@@ -60,7 +63,7 @@ impl Outgoing {
                 return Ok(Push::Later);
             }
         };
-        let mut head_bytes = Vec::new();
+        let mut head_bytes = Vec::with_capacity(USUAL_HEAD);
         let pushed = head(&mut head_bytes, opened as u16).and_then(|()| {
             if is_coroutine() {
                 self.append_pieces(gate, opened, &head_bytes, body, deadline, begin)
@@ -194,6 +197,7 @@ impl Outgoing {
         begin();
         let empty = std::mem::take(&mut state.spare);
         let before = std::mem::replace(&mut state.buffer, empty);
+        state.wanted = false;
         state.turn = Some(before.len() + piece.len());
         drop(state);
         self.taps.show(Direction::Outgoing, &before, self.max_frame);

@@ -127,6 +127,8 @@ pub(super) struct State {
     pub(super) writer_asleep: bool,
     /// The writer thread shall write without lingering.
     pub(super) urgent: bool,
+    /// Somebody wants what is in the buffer to be written, and found that another has the turn.
+    wanted: bool,
     /// Since when nothing could be written although there is something.
     pub(super) stalled_since: Option<Instant>,
     pub(super) last_write: Instant,
@@ -163,6 +165,15 @@ impl State {
         self.turn.is_none() && self.failure.is_none() && self.phase != Phase::Shut
     }
 
+    /// What is to be written should be written now: somebody waits for it, or it is much, or the rest of what was begun.
+    fn is_due(&self) -> bool {
+        self.wanted
+            || self.urgent
+            || self.phase != Phase::Open
+            || self.buffer.len() >= FLUSH_AT
+            || self.unfinished.len() + self.backlog > 0
+    }
+
     /// What takes up room: also what is being written.
     fn occupied(&self) -> usize {
         self.unsent() + self.turn.unwrap_or(0)
@@ -193,6 +204,7 @@ impl Outgoing {
             streaming: false,
             writer_asleep: true,
             urgent: false,
+            wanted: false,
             stalled_since: None,
             last_write: Instant::now(),
             blocked: false,
@@ -335,6 +347,8 @@ impl Outgoing {
 
     fn write_gathered(&self, mut state: MutexGuard<'_, State>, patience: Patience) {
         if state.unsent() == 0 || !state.may_take_turn() {
+            // The holder of the turn sees it when he is done.
+            state.wanted = state.unsent() > 0;
             return;
         }
         if is_coroutine() {
@@ -346,10 +360,11 @@ impl Outgoing {
         }
     }
 
-    /// Writes with the turn, which must be free, until nothing is left or nothing more can be written.
+    /// Writes with the turn, which must be free, until nothing is left that is due or nothing more can be written. What
+    /// others append meanwhile, and nobody waits for, is gathered on.
     pub(super) fn write_out<'a>(&'a self, mut state: MutexGuard<'a, State>, patience: Patience) {
-        for _ in 0..ROUNDS {
-            if state.unsent() == 0 || !state.may_take_turn() {
+        for round in 0..ROUNDS {
+            if state.unsent() == 0 || !state.may_take_turn() || (round > 0 && !state.is_due()) {
                 break;
             }
             let mut batch = std::mem::take(&mut state.unfinished);
@@ -357,6 +372,7 @@ impl Outgoing {
             if is_new {
                 let empty = std::mem::take(&mut state.spare);
                 batch = Unfinished { bytes: std::mem::replace(&mut state.buffer, empty), sent: 0 };
+                state.wanted = false;
             }
             state.turn = Some(batch.len());
             drop(state);
@@ -440,15 +456,17 @@ impl Outgoing {
     /// Gives the turn up: wakes those who wait for it, and the writer thread if something is left to do.
     fn end_turn(&self, mut state: MutexGuard<'_, State>) {
         let ending = !matches!(state.phase, Phase::Open | Phase::Closing);
-        let left = state.unsent() > 0 || state.failure.is_some() || ending;
+        let left = state.failure.is_some() || ending || (state.unsent() > 0 && state.is_due());
         state.urgent |= left;
+        // What is fresh is written after a while.
+        let fresh = !left && state.unsent() > 0 && std::mem::replace(&mut state.writer_asleep, false);
         let waiting = if state.occupied() < self.limit || state.failure.is_some() {
             std::mem::take(&mut state.waiting)
         } else {
             Vec::new()
         };
         drop(state);
-        if left {
+        if left || fresh {
             self.work.notify_one();
         }
         wake_all(waiting);
