@@ -134,5 +134,9 @@ pub mod testing {}
 pub mod broker {}
 
 #[doc = include_str!("guide/links.md")]
+#[doc = include_str!("../docs/performance.md")]
+pub mod performance {}
+
+#[doc = include_str!("guide/links.md")]
 #[doc = include_str!("../docs/glossary.md")]
 pub mod glossary {}

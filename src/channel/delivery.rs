@@ -18,8 +18,9 @@ use crate::{
 /// ([`ack`](Delivery::ack), [`nack`](Delivery::nack), [`reject`](Delivery::reject)) through any of them,
 /// once. Names and properties are decoded when they are asked for.
 ///
-/// Small messages share a buffer of up to about 16 KiB with their neighbours; a program that keeps a few for
-/// long takes them out with [`into_body`](Delivery::into_body).
+/// Small messages share a buffer of up to about 16 KiB with their neighbours, and those of 64 KiB and more the buffer of
+/// 512 KiB that they were read into; a program that keeps a few for long takes them out with
+/// [`into_body`](Delivery::into_body).
 #[derive(Clone)]
 pub struct Delivery {
     pack: Arc<Pack>,

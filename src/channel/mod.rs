@@ -449,7 +449,7 @@ impl Core {
             state.phase = Phase::Closed { cause: cause.clone(), close_ok_missing };
         }
         let calls = std::mem::take(&mut state.calls);
-        let consumers = std::mem::take(&mut state.consumers);
+        let consumers: Vec<Sink> = state.consumers.drain().collect();
         state.unacked.clear();
         // Under the lock: should somebody open the channel again at once, this comes before.
         let waiting = self.confirms.lose(cause);

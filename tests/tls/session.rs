@@ -117,8 +117,8 @@ fn publishes_go_on_while_reading_pauses() {
             assert_eq!(peer.expect_publish(1).2, vec![number as u8; 1000], "publish {number}");
         }
         assert!(!deliveries.is_finished(), "the client has stopped reading");
-        peer.until(1, CANCEL);
-        peer.send(1, CANCEL_OK, args![""]);
+        let cancelled = peer.until(1, CANCEL).text(0).to_owned();
+        peer.send(1, CANCEL_OK, args![&cancelled]);
         peer.close();
         let _ = deliveries.join();
     });
