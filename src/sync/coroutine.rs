@@ -5,14 +5,17 @@
 //! - A coroutine that is unwinding must not wait: the count of panics belongs to the thread, which would go on with
 //!   other coroutines.
 //! - Timeouts have whole milliseconds, and below one never end. A timer of an earlier wait may end a later one.
+//! - A [`Blocker`] that is dropped while `may` is still busy with it makes the coroutine yield, and a cancelled one
+//!   unwind before that is over. So that of a cancelled one is kept for a while: see [`retire`].
 //! - A coroutine whose timeout has passed is resumed on the timer's thread, the only one; all other timeouts wait
 //!   until it waits again.
 
 use std::{
+    collections::VecDeque,
     io,
     panic::{self, AssertUnwindSafe},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -46,9 +49,14 @@ impl Parking {
             return Err(GivenUp::Cancelled);
         }
         let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
-        match self.0.park(limit.map(whole_milliseconds)) {
+        // It yields first while a wait before is being finished, and a cancelled coroutine unwinds from there.
+        let parked = panic::catch_unwind(AssertUnwindSafe(|| self.0.park(limit.map(whole_milliseconds))));
+        match parked.unwrap_or(Err(ParkError::Canceled)) {
             Ok(()) => Ok(()),
-            Err(ParkError::Canceled) => Err(GivenUp::Cancelled),
+            Err(ParkError::Canceled) => {
+                retire(self.0.clone());
+                Err(GivenUp::Cancelled)
+            }
             Err(ParkError::Timeout) => {
                 // To a worker thread. It unwinds when the coroutine was cancelled, from here and to here.
                 panic::catch_unwind(yield_now).map_err(|_| GivenUp::Cancelled)?;
@@ -65,6 +73,24 @@ impl Parking {
     pub(super) fn wake(self) {
         self.0.unpark();
     }
+}
+
+/// The blockers of cancelled waits, and since when.
+static RETIRED: Mutex<VecDeque<(Instant, Arc<Blocker>)>> = Mutex::new(VecDeque::new());
+
+/// How long `may` may be busy with a blocker that it has let go: for the rest of a function, unless the system takes
+/// the processor away from it just there.
+const BUSY_AT_MOST: Duration = Duration::from_secs(1);
+
+/// Keeps a blocker for a while, and drops those that were kept long enough.
+fn retire(blocker: Arc<Blocker>) {
+    let now = Instant::now();
+    let mut retired = super::lock(&RETIRED);
+    let done = retired.iter().take_while(|(since, _)| now - *since > BUSY_AT_MOST).count();
+    let old: Vec<_> = retired.drain(..done).collect();
+    retired.push_back((now, blocker));
+    drop(retired);
+    drop(old);
 }
 
 /// Tells one coroutine from another.
