@@ -5,7 +5,12 @@
 
 mod common;
 
-use std::{thread, time::Duration};
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    thread,
+    time::Duration,
+};
 
 use common::watchdog::{LIMIT, Watchdog};
 use leveret::{
@@ -294,6 +299,25 @@ fn a_slow_reader_does_not_grow_the_broker() -> Result<()> {
         Ok(())
     })?;
     connection.close()
+}
+
+/// Before tune a client may not send more than the protocol's smallest frame; it is not told why.
+#[test]
+fn a_client_with_too_many_properties_is_hung_up_on() -> Result<()> {
+    let _watchdog = Watchdog::new("too many properties", LIMIT);
+    let broker = Broker::listen("127.0.0.1:0")?;
+    let mut stream = TcpStream::connect(broker.address().unwrap()).unwrap();
+    stream.write_all(b"AMQP\0\0\x09\x01").unwrap();
+    // The payload of `connection.start`, and then nothing but its end.
+    let mut header = [0; 7];
+    stream.read_exact(&mut header).unwrap();
+    let size = u32::from_be_bytes([header[3], header[4], header[5], header[6]]);
+    stream.read_exact(&mut vec![0; size as usize + 1]).unwrap();
+    // The size alone is too much.
+    stream.write_all(&[1, 0, 0, 0, 0, 0x10, 1]).unwrap();
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    assert!(broker.connect().is_ok());
+    Ok(())
 }
 
 #[test]

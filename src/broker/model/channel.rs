@@ -50,12 +50,30 @@ pub(super) enum Settlement {
     Discard,
 }
 
-/// A message that waits for the commit, and the queues that it was routed to.
+/// A message that waits for the commit.
 #[derive(Debug)]
 pub(super) struct Uncommitted {
     pub(super) message: Arc<Message>,
     pub(super) mandatory: bool,
-    pub(super) queues: Vec<Name>,
+    pub(super) to: Destinations,
+}
+
+/// The queues that a message of a transaction was routed to.
+#[derive(Debug)]
+pub(super) enum Destinations {
+    /// RabbitMQ 3 looks for them at the commit.
+    Named(Vec<Name>),
+    /// RabbitMQ 4 finds them when the message is published.
+    Found(Vec<Found>),
+}
+
+/// A queue as it was when a message was published. Another of the same name does not stand in for it.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) name: Name,
+    pub(super) id: u64,
+    /// The commit fails without a classic queue; the other types are not missed.
+    pub(super) is_missed: bool,
 }
 
 /// What a transaction has gathered.

@@ -42,7 +42,8 @@ fn check_not_default(name: &Name) -> Result<()> {
 impl Vhost {
     pub(crate) fn declare_exchange(&mut self, name: &[u8], options: &ExchangeOptions) -> Result<()> {
         let Some(kind) = Kind::from_name(&options.kind) else {
-            let text = format!("unknown exchange type '{}'", options.kind);
+            let problem = if options.kind.is_empty() { "invalid" } else { "unknown" };
+            let text = format!("{problem} exchange type '{}'", options.kind);
             return Err(match self.emulate() {
                 Emulate::RabbitMq3 => Refusal::command_invalid(text),
                 Emulate::RabbitMq4 => Refusal::precondition(text),

@@ -3,9 +3,9 @@
 use std::{collections::HashSet, sync::Arc};
 
 use super::{
-    ChannelId, Effect, Name, Publish, Refusal,
+    ChannelId, Effect, Emulate, Name, Publish, Refusal,
     arguments::QueueType,
-    channel::{Mode, Uncommitted},
+    channel::{Destinations, Found, Mode, Uncommitted},
     dead_letter::{self, Letter, Reason},
     exchange::Destination,
     message::{Accepted, Message, accept},
@@ -50,8 +50,11 @@ impl Vhost {
                 let accepted = self.deliver(channel, &message, mandatory, &queues);
                 self.effects.push(Effect::Confirm { channel, delivery_tag, accepted });
             }
-            Mode::Transaction(transaction) => {
-                transaction.publishes.push(Uncommitted { message, mandatory, queues });
+            Mode::Transaction(_) => {
+                let uncommitted = Uncommitted { message, mandatory, to: self.destinations(queues) };
+                if let Mode::Transaction(transaction) = &mut self.channel(channel)?.mode {
+                    transaction.publishes.push(uncommitted);
+                }
             }
         }
         self.send_letters();
@@ -100,6 +103,33 @@ impl Vhost {
             accepted &= self.enqueue(queue, message);
         }
         accepted
+    }
+
+    fn destinations(&self, queues: Vec<Name>) -> Destinations {
+        if self.emulate() == Emulate::RabbitMq3 {
+            return Destinations::Named(queues);
+        }
+        let found = queues.into_iter().filter_map(|name| {
+            let queue = self.queues.get(&name)?;
+            Some(Found { id: queue.id, is_missed: queue.kind == QueueType::Classic, name })
+        });
+        Destinations::Found(found.collect())
+    }
+
+    /// Gives a message of a transaction to its queues, or back. Says whether every one of them took it.
+    pub(super) fn deliver_uncommitted(&mut self, channel: ChannelId, publish: Uncommitted) -> bool {
+        let Uncommitted { message, mandatory, to } = publish;
+        let found = match to {
+            Destinations::Named(queues) => return self.deliver(channel, &message, mandatory, &queues),
+            Destinations::Found(found) => found,
+        };
+        let is_routed = !found.is_empty();
+        let (there, gone): (Vec<_>, Vec<_>) = found
+            .into_iter()
+            .partition(|found| self.queues.get(&found.name).is_some_and(|queue| queue.id == found.id));
+        let there: Vec<Name> = there.into_iter().map(|found| found.name).collect();
+        let accepted = self.deliver(channel, &message, mandatory && !is_routed, &there);
+        accepted && !gone.iter().any(|found| found.is_missed)
     }
 
     /// The names of the queues that a message is for, each once. They need not exist. A direct reply among

@@ -208,7 +208,7 @@ impl Vhost {
         let Transaction { publishes, settlements } = self.transaction(channel)?;
         let mut accepted = true;
         for publish in publishes {
-            accepted &= self.deliver(channel, &publish.message, publish.mandatory, &publish.queues);
+            accepted &= self.deliver_uncommitted(channel, publish);
         }
         for (settlement, taken) in settlements {
             self.settle_all(channel, settlement, taken);

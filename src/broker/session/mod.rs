@@ -46,9 +46,8 @@ use permissions::Access;
 /// What is read at once. It becomes more only for a frame that does not fit.
 const READ_BUFFER: usize = 64 * 1024;
 
-/// Frames before tune may be larger than the protocol says, because clients have long lists of properties; RabbitMQ
-/// takes these as well.
-const UNTUNED_FRAME_MAX: usize = 128 * 1024;
+/// The largest payload before tune: what every client can count on, and no more, as in RabbitMQ before 4.1.
+const UNTUNED_FRAME_MAX: usize = MIN_FRAME_MAX as usize;
 
 /// How long the client may take to answer `connection.close`, and to hang up after its own was answered.
 const CLOSING: Duration = Duration::from_secs(5);

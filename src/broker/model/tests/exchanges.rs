@@ -127,6 +127,7 @@ fn refusals_are_in_rabbitmqs_words() {
             text(vhost.declare_exchange(b"z", &options("x-odd"))),
             "PRECONDITION_FAILED - unknown exchange type 'x-odd'",
         ),
+        (text(vhost.declare_exchange(b"z", &options(""))), "PRECONDITION_FAILED - invalid exchange type ''"),
         (
             text(vhost.declare_exchange(b"", &options("direct"))),
             "ACCESS_REFUSED - operation not permitted on the default exchange",

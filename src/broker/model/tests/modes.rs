@@ -65,6 +65,41 @@ fn a_transaction_takes_effect_as_a_whole() {
     assert_eq!(client.bodies("q"), ["old", "newer"]);
 }
 
+/// Publishes to `q` and to `other` in a transaction, deletes `q` before the commit, and says how that ends
+/// and how much is returned.
+fn commit_without_queue(emulate: Emulate, kind: &str, declared_again: bool) -> (Result<(), String>, usize) {
+    let mut client = client_of(emulate);
+    let channel = client.channel;
+    client.queue("q", table([("x-queue-type", kind.into())]));
+    client.queue("other", FieldTable::new());
+    client.vhost.select_transactions(channel).unwrap();
+    client.vhost.publish(channel, mandatory(b"q", b"lost")).unwrap();
+    client.send("other", "kept");
+    client.vhost.delete_queue(channel, b"q", false, false).unwrap();
+    if declared_again {
+        client.queue("q", FieldTable::new());
+    }
+    let result = client.vhost.commit(channel).map_err(|refusal| refusal.text);
+    assert_eq!(client.bodies("other"), ["kept"], "the rest takes effect");
+    assert_eq!(client.bodies("q").len(), usize::from(declared_again && emulate == Emulate::RabbitMq3));
+    let effects = client.vhost.take_effects();
+    (result, effects.iter().filter(|effect| matches!(effect, Effect::Return { .. })).count())
+}
+
+#[test]
+fn a_commit_fails_without_a_classic_queue_that_was_there_at_the_publish() {
+    let failed = Err("PRECONDITION_FAILED - partial tx completion".to_owned());
+    assert_eq!(commit_without_queue(Emulate::RabbitMq4, "classic", false), (failed.clone(), 0));
+    assert_eq!(commit_without_queue(Emulate::RabbitMq4, "classic", true), (failed, 0));
+    assert_eq!(commit_without_queue(Emulate::RabbitMq4, "quorum", false), (Ok(()), 0));
+}
+
+#[test]
+fn rabbitmq_3_looks_for_the_queues_at_the_commit() {
+    assert_eq!(commit_without_queue(Emulate::RabbitMq3, "classic", false), (Ok(()), 1));
+    assert_eq!(commit_without_queue(Emulate::RabbitMq3, "classic", true), (Ok(()), 0));
+}
+
 #[test]
 fn a_direct_reply_finds_its_channel() {
     let mut client = client();
