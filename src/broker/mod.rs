@@ -22,6 +22,7 @@
 //! It keeps everything in memory and is a single node. What is durable survives [`Broker::restart`], and
 //! nothing survives the process.
 
+mod by_number;
 mod clock;
 mod config;
 mod connect;

@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::{
+    by_number::ByNumber,
     config::User,
     failure::Failure,
     hub::Hub,
@@ -46,7 +47,7 @@ pub(super) struct Served {
 #[derive(Debug)]
 struct State {
     model: Vhost,
-    ports: HashMap<SessionId, Port>,
+    ports: HashMap<SessionId, Port, ByNumber>,
     /// What the model's messages took when it was counted last.
     memory: usize,
     /// The virtual host was deleted.
@@ -57,7 +58,7 @@ struct State {
 #[derive(Debug)]
 struct Port {
     presence: Arc<Presence>,
-    channels: HashMap<u16, ChannelPort>,
+    channels: HashMap<u16, ChannelPort, ByNumber>,
     /// The model may deliver to it.
     writable: bool,
     /// It is among those whose links are written when the turn ends.
@@ -82,7 +83,7 @@ struct Run {
 
 impl Served {
     pub(super) fn new(name: String, model: Vhost) -> Served {
-        let state = State { model, ports: HashMap::new(), memory: 0, gone: false };
+        let state = State { model, ports: HashMap::default(), memory: 0, gone: false };
         Served { name, state: Mutex::new(state) }
     }
 
@@ -130,7 +131,7 @@ impl Turn<'_> {
 
     pub(super) fn open_session(&mut self, presence: &Arc<Presence>, user: &User) {
         let port =
-            Port { presence: presence.clone(), channels: HashMap::new(), writable: true, dirty: false };
+            Port { presence: presence.clone(), channels: HashMap::default(), writable: true, dirty: false };
         self.state.model.open_session(presence.id, &user.name, user.impersonator);
         self.state.ports.insert(presence.id, port);
     }

@@ -12,7 +12,10 @@ use super::{
     stream::Stream,
     values::integer,
 };
-use crate::protocol::value::{FieldTable, FieldValue};
+use crate::{
+    broker::by_number::ByNumber,
+    protocol::value::{FieldTable, FieldValue},
+};
 
 /// What happens to a message that is one too many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +49,7 @@ pub(super) struct Queue {
     pub(super) single_active: bool,
     pub(super) ready: Ready,
     /// Delivered, and not yet settled.
-    pub(super) unacked: HashMap<u64, Entry>,
+    pub(super) unacked: HashMap<u64, Entry, ByNumber>,
     pub(super) consumers: Consumers,
     pub(super) had_consumers: bool,
     /// When it was used last, for `expires`.
@@ -106,7 +109,7 @@ impl Queue {
             delivery_limit,
             single_active,
             ready: Ready::new(max_priority),
-            unacked: HashMap::new(),
+            unacked: HashMap::default(),
             consumers: Consumers::new(single_active),
             had_consumers: false,
             used: now,

@@ -14,7 +14,7 @@ use super::{
     message::Memory,
     queue::Queue,
 };
-use crate::error::ReplyCode;
+use crate::{broker::by_number::ByNumber, error::ReplyCode};
 
 /// A virtual host with everything in it.
 #[derive(Debug)]
@@ -24,8 +24,8 @@ pub(crate) struct Vhost {
     pub(super) memory: Memory,
     pub(super) exchanges: BTreeMap<Name, Exchange>,
     pub(super) queues: HashMap<Name, Queue>,
-    pub(super) sessions: HashMap<SessionId, Session>,
-    pub(super) channels: HashMap<ChannelId, Channel>,
+    pub(super) sessions: HashMap<SessionId, Session, ByNumber>,
+    pub(super) channels: HashMap<ChannelId, Channel, ByNumber>,
     /// Which channel a direct reply goes to.
     pub(super) reply_addresses: HashMap<Name, ChannelId>,
     /// Dead letters that have not been delivered yet.
@@ -84,8 +84,8 @@ impl Vhost {
             memory: Memory::default(),
             exchanges: exchanges.into(),
             queues: HashMap::new(),
-            sessions: HashMap::new(),
-            channels: HashMap::new(),
+            sessions: HashMap::default(),
+            channels: HashMap::default(),
             reply_addresses: HashMap::new(),
             letters: VecDeque::new(),
             effects: Vec::new(),

@@ -86,8 +86,22 @@ impl Session<'_> {
         kind: u8,
         payload: &[u8],
     ) -> Result<(), Failure> {
+        if running.assemblies.is_open(channel.number) {
+            let max_size = self.hub.config.max_message_size;
+            let complete = running.assemblies.frame(channel.number, kind, payload, max_size)?;
+            let Some(complete) = complete else { return Ok(()) };
+            let ids = frames::method_ids(&complete.method).unwrap_or_default();
+            return match turn.channel(channel).map(|port| port.closing) {
+                Some(true) => Ok(()),
+                None => Err(not_open(ids)),
+                Some(false) => {
+                    let done = self.publish(running, turn, channel, complete);
+                    self.settle(turn, channel, done, ids)
+                }
+            };
+        }
         let state = turn.channel(channel).map(|port| port.closing);
-        if state.is_none() && !running.assemblies.is_open(channel.number) {
+        if state.is_none() {
             let (open, max) = (turn.open_channels(channel.session), running.channel_max);
             if max != 0 && open >= max.into() {
                 return Err(Failure::new(
@@ -97,20 +111,6 @@ impl Session<'_> {
                     ),
                 ));
             }
-        }
-        if running.assemblies.is_open(channel.number) {
-            let max_size = self.hub.config.max_message_size;
-            let complete = running.assemblies.frame(channel.number, kind, payload, max_size)?;
-            let Some(complete) = complete else { return Ok(()) };
-            let ids = frames::method_ids(&complete.method).unwrap_or_default();
-            return match state {
-                Some(true) => Ok(()),
-                None => Err(not_open(ids)),
-                Some(false) => {
-                    let done = self.publish(running, turn, channel, complete);
-                    self.settle(turn, channel, done, ids)
-                }
-            };
         }
         if kind != frames::METHOD {
             let text = "expected method frame, got non method frame instead";

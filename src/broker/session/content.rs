@@ -5,7 +5,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::frames;
-use crate::broker::failure::Failure;
+use crate::broker::{by_number::ByNumber, failure::Failure};
 use crate::{
     error::ReplyCode,
     protocol::{content::ContentHeader, properties::BasicProperties},
@@ -20,7 +20,7 @@ const BASIC: u16 = 60;
 /// By channel.
 #[derive(Debug, Default)]
 pub(super) struct Assemblies {
-    open: HashMap<u16, Assembly>,
+    open: HashMap<u16, Assembly, ByNumber>,
 }
 
 #[derive(Debug)]
@@ -37,6 +37,8 @@ struct Rest {
     announced: u64,
     missing: u64,
     body: Vec<u8>,
+    /// The body, if it came in one frame.
+    whole: Option<Arc<[u8]>>,
     /// Larger than is allowed: it is followed to its end, and nothing of it is kept.
     too_large: bool,
 }
@@ -115,6 +117,7 @@ impl Assembly {
             announced: header.body_size,
             missing: header.body_size,
             body: Vec::new(),
+            whole: None,
             too_large,
         });
         Ok(header.body_size == 0)
@@ -125,7 +128,7 @@ impl Assembly {
         Some(Complete {
             method: self.method,
             properties: rest.properties,
-            body: rest.body.into(),
+            body: rest.whole.unwrap_or_else(|| rest.body.into()),
             too_large: rest.too_large.then_some(rest.announced),
         })
     }
@@ -148,7 +151,9 @@ impl Rest {
             }
         };
         self.missing = missing;
-        if !self.too_large {
+        if missing == 0 && self.body.is_empty() && !self.too_large {
+            self.whole = Some(payload.into());
+        } else if !self.too_large {
             if self.body.capacity() - self.body.len() < payload.len() {
                 let seen = self.body.len() + payload.len();
                 let unseen = usize::try_from(missing).unwrap_or(usize::MAX).min(seen.max(RESERVE_UNSEEN));
