@@ -21,7 +21,7 @@ pub(crate) trait Job: Send + Sync {
     /// came first.
     fn wait_idle(&self, deadline: Option<Instant>) -> bool;
 
-    /// What it is and what it is doing, for people: `consumer "ctag-1": 2 handlers at work`.
+    /// What it is and what it is doing, for people: `listener "ctag-1": 2 handlers at work`.
     fn describe(&self) -> String;
 }
 

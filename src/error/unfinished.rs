@@ -43,11 +43,11 @@ mod tests {
     fn it_names_everything() {
         let mut unfinished = Unfinished { timed_out: true, ..Unfinished::default() };
         assert_eq!(unfinished.to_string(), "the shutdown did not finish in time");
-        unfinished.at_work.push("consumer \"a\": 1 handler at work".into());
+        unfinished.at_work.push("listener \"a\": 1 handler at work".into());
         unfinished.errors.push((3, Error::Closed(Scope::Channel)));
         assert_eq!(
             unfinished.to_string(),
-            "the shutdown did not finish in time: consumer \"a\": 1 handler at work; channel 3: the channel was \
+            "the shutdown did not finish in time: listener \"a\": 1 handler at work; channel 3: the channel was \
              closed by the application"
         );
     }
