@@ -273,6 +273,33 @@ fn the_memory_alarm_follows_the_messages() -> Result<()> {
     Ok(())
 }
 
+/// Messages that come on one connection and go on another, with hardly any in between: the count of their bytes never
+/// falls below nothing, which would end a session or raise the alarm.
+#[test]
+fn what_comes_and_goes_at_once_is_counted_right() -> Result<()> {
+    const MESSAGES: usize = 100_000;
+    let _watchdog = Watchdog::new("what comes and goes", LIMIT);
+    let broker = Broker::start();
+    let ((publishing, out), (_consuming, channel)) = (open(&broker), open(&broker));
+    channel.queue_declare("q")?;
+    let mut consumer = channel.basic_consume("q")?;
+    let publisher = thread::spawn(move || -> Result<()> {
+        for number in 0..MESSAGES {
+            // Now and then one that is large, so that the consumer catches up.
+            out.basic_publish("", "q", &vec![7; if number % 50 == 0 { 50_000 } else { 100 }])?;
+        }
+        out.close()
+    });
+    for _ in 0..MESSAGES {
+        consumer.next().unwrap()?.ack()?;
+    }
+    publisher.join().unwrap()?;
+    assert_eq!(publishing.blocked(), None);
+    channel.flow(true)?;
+    assert_eq!(broker.memory(), 0);
+    Ok(())
+}
+
 /// A consumer without acks and without a limit that is not read from: the broker keeps the messages in the queue.
 #[test]
 fn a_slow_reader_does_not_grow_the_broker() -> Result<()> {

@@ -172,17 +172,19 @@ impl Hub {
         lock(&self.users).iter().find(|user| user.name == name).cloned()
     }
 
-    /// Takes a virtual host's new size into the sum, and raises or clears the alarm.
+    /// Takes a virtual host's new size into the sum. Called under its lock, so that it never gives back what it has not
+    /// taken yet.
     pub(super) fn count_memory(&self, before: usize, now: usize) {
-        if before == now {
-            return;
-        }
-        let sum = if now > before {
-            self.memory.fetch_add(now - before, Ordering::SeqCst) + (now - before)
+        if now > before {
+            self.memory.fetch_add(now - before, Ordering::SeqCst);
         } else {
-            self.memory.fetch_sub(before - now, Ordering::SeqCst) - (before - now)
-        };
-        let limit = self.config.memory_limit;
+            self.memory.fetch_sub(before - now, Ordering::SeqCst);
+        }
+    }
+
+    /// Raises or clears the alarm, if the sum calls for it. Called without a lock.
+    pub(super) fn watch_memory(&self) {
+        let (sum, limit) = (self.memory(), self.config.memory_limit);
         if sum > limit && !self.is_alarmed() || sum <= limit - limit / 10 && self.is_alarmed() {
             self.update_alarm();
         }

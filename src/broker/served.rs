@@ -405,6 +405,7 @@ impl Turn<'_> {
         loop {
             let memory = self.state.model.memory();
             let before = std::mem::replace(&mut self.state.memory, memory);
+            self.hub.count_memory(before, memory);
             let deadline = self.state.model.next_deadline();
             for presence in &self.dirty {
                 if let Some(port) = self.state.ports.get_mut(&presence.id) {
@@ -413,7 +414,9 @@ impl Turn<'_> {
             }
             let Turn { hub, served, state, dirty, .. } = self;
             drop(state);
-            hub.count_memory(before, memory);
+            if memory != before {
+                hub.watch_memory();
+            }
             hub.timer.set(hub, served, deadline);
             let resumed: Vec<SessionId> =
                 dirty.iter().filter(|presence| presence.link.flush()).map(|presence| presence.id).collect();

@@ -110,6 +110,8 @@ fn run(
 ) {
     for listed in brokers {
         let _watchdog = Watchdog::new(&format!("{test} on {}", listed.name), limit);
+        // Watched as well: a broker in this process stops when it is dropped.
+        let listed = listed;
         let named = NamedOnPanic(&listed.name);
         let vhost = Vhost::new(listed.clone(), test);
         call(|| body(&vhost.0)).unwrap_or_else(|error| panic!("on {}: {error} ({error:?})", listed.name));

@@ -17,6 +17,7 @@ mod permissions;
 mod topology;
 
 use std::{
+    panic::{self, AssertUnwindSafe},
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -94,30 +95,43 @@ struct Session<'a> {
 
 /// Runs until the connection has ended.
 pub(super) fn run(hub: &Arc<Hub>, presence: &Arc<Presence>) {
+    let _finished = Finished { hub, presence };
     let writer = {
         let (hub, presence) = (hub.clone(), presence.clone());
         spawn("leveret-sender", move || heartbeat::run(&hub, &presence))
     };
-    if let Ok(writer) = writer {
-        let mut session = Session {
-            hub,
-            presence,
-            peer: None,
-            phase: Phase::Handshake(Handshake::default()),
-            max_payload: UNTUNED_FRAME_MAX,
-            deadline: Instant::now().checked_add(hub.config.handshake_timeout),
-            lost: false,
-            paused: false,
-        };
-        session.read_all();
-        session.leave();
-        presence.link.finish();
-        presence.cut();
-        let _ = writer.join();
-    } else {
-        presence.cut();
+    let Ok(writer) = writer else { return };
+    let mut session = Session {
+        hub,
+        presence,
+        peer: None,
+        phase: Phase::Handshake(Handshake::default()),
+        max_payload: UNTUNED_FRAME_MAX,
+        deadline: Instant::now().checked_add(hub.config.handshake_timeout),
+        lost: false,
+        paused: false,
+    };
+    // Whatever a client has brought about, it is this one's connection that ends.
+    if panic::catch_unwind(AssertUnwindSafe(|| session.read_all())).is_err() {
+        log::error!(target: "leveret::broker", "connection {} is cut: its session panicked", presence.id.0);
     }
-    hub.finished(presence.id);
+    session.leave();
+    presence.link.finish();
+    presence.cut();
+    let _ = writer.join();
+}
+
+/// The end of a session's thread, whatever has ended it: who stops the broker waits for it.
+struct Finished<'a> {
+    hub: &'a Hub,
+    presence: &'a Presence,
+}
+
+impl Drop for Finished<'_> {
+    fn drop(&mut self) {
+        self.presence.cut();
+        self.hub.finished(self.presence.id);
+    }
 }
 
 impl Session<'_> {
@@ -343,5 +357,42 @@ fn max_payload(frame_max: u32, max_message_size: u64) -> usize {
         0 => usize::try_from(max_message_size).unwrap_or(usize::MAX).max(MIN_FRAME_MAX as usize),
         // RabbitMQ does not count the frame's own eight bytes.
         limit => limit as usize,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        broker::BrokerConfig,
+        transport::{Patience, Transport},
+    };
+
+    /// Its first read is the worst that can happen to a session.
+    #[derive(Debug)]
+    struct Panicking;
+
+    impl Transport for Panicking {
+        fn read(&self, _: &mut [u8]) -> std::io::Result<usize> {
+            panic!("on purpose")
+        }
+
+        fn write(&self, _: &[std::io::IoSlice<'_>], _: Patience) -> std::io::Result<usize> {
+            Ok(1)
+        }
+
+        fn set_read_timeout(&self, _: Option<Duration>) -> std::io::Result<()> {
+            Ok(())
+        }
+
+        fn shutdown(&self) {}
+    }
+
+    #[test]
+    fn a_session_that_panics_is_cut_and_holds_up_no_stop() {
+        let hub = Hub::new(BrokerConfig::new());
+        hub.start(Arc::new(Panicking), None).unwrap();
+        hub.stop_sessions();
+        assert!(hub.sessions().is_empty());
     }
 }
