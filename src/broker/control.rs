@@ -1,9 +1,9 @@
 //! What a test may see of a broker, and do to it.
 
-use std::{net::SocketAddr, sync::atomic::Ordering, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use super::{
-    Broker, ConfirmMode, LoggedFrame, Permissions, User, failure::Failure, model::SessionId,
+    Broker, ConfirmMode, Direction, LoggedFrame, Permissions, User, failure::Failure, model::SessionId,
     presence::Presence,
 };
 use crate::{error::ReplyCode, protocol::value::FieldTable, sync::lock};
@@ -12,7 +12,7 @@ use crate::{error::ReplyCode, protocol::value::FieldTable, sync::lock};
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ConnectionInfo {
-    /// Its number; no other connection of this broker ever has the same.
+    /// Its number. They are given in the order in which connections come, from 1 on, and never again.
     pub id: u64,
     /// The client's address; `None` within the process.
     pub peer: Option<SocketAddr>,
@@ -120,29 +120,110 @@ impl Broker {
         served.close_sessions(&self.hub, text);
         number
     }
+}
 
-    /// Drops a connection without a word; false when there is none.
+/// Connections that go wrong. Each of these takes the number of a connection, also of one that is [still to
+/// come](Broker::next_connection), and is false when that connection is over.
+impl Broker {
+    /// The number that the next connection will have; the one after it has the next number. What is done to them now
+    /// happens as soon as they come, before their first byte is read: so a test decides what a client finds
+    /// when it connects again. A client counts as soon as it has reached the port, whatever becomes of it then.
+    ///
+    /// ```
+    /// use leveret::{Connection, broker::{Broker, Direction}};
+    ///
+    /// let broker = Broker::listen("127.0.0.1:0")?;
+    /// let first = broker.next_connection();
+    /// broker.drop_connection(first); // connected, and gone
+    /// broker.cut_after(first + 1, Direction::FromClient, 2); // gone while it opens the virtual host
+    /// assert!(Connection::open(broker.uri()?).is_err());
+    /// assert!(Connection::open(broker.uri()?).is_err());
+    /// assert!(Connection::open(broker.uri()?).is_ok());
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    pub fn next_connection(&self) -> u64 {
+        self.hub.next_session().0
+    }
+
+    /// Drops a connection without a word.
     pub fn drop_connection(&self, id: u64) -> bool {
-        self.with_session(id, Presence::cut)
+        self.hub.tamper(SessionId(id), Presence::cut)
+    }
+
+    /// Drops a connection without a word after so many more frames have come from the client, or gone to it: exactly
+    /// so many, and be it in the middle of a message.
+    ///
+    /// The last frame from the client takes effect and is not answered; what came before it is. So a published message
+    /// of three frames (method, header, body) is lost after two, and after three it is in its queues while its confirm is lost. What
+    /// follows the last frame to the client is not sent; what the client sends until it notices may still take
+    /// effect.
+    ///
+    /// Heartbeats are not counted. A handshake has three frames in each direction: `start-ok`, `tune-ok`, `open`, and
+    /// `start`, `tune`, `open-ok`. Each direction has a count of its own; zero drops the connection at once, and
+    /// [`u64::MAX`] takes the order back.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use leveret::broker::{Broker, Direction};
+    ///
+    /// let broker = Broker::start();
+    /// let connection = broker.connect()?;
+    /// let channel = connection.channel()?;
+    /// channel.queue_declare("orders")?;
+    /// channel.confirm_select()?;
+    ///
+    /// let id = broker.connections()[0].id;
+    /// broker.cut_after(id, Direction::FromClient, 3);
+    /// assert!(channel.publish_confirmed("", "orders", "order 1").is_err()); // nobody knows what became of it
+    /// broker.expect_queue_depth("/", "orders", 1, Duration::from_secs(5))?; // but it is there
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    pub fn cut_after(&self, id: u64, direction: Direction, frames: u64) -> bool {
+        self.hub.tamper(SessionId(id), move |presence| match (frames, direction) {
+            (0, _) => presence.cut(),
+            (_, Direction::FromClient) => presence.cut_after_received(frames),
+            (_, Direction::ToClient) => presence.link.end_after((frames < u64::MAX).then_some(frames)),
+        })
     }
 
     /// Stops reading from a connection, or goes on. What the client sends piles up in the network, and then in the
-    /// client. False when there is no such connection.
+    /// client. The broker does not hear it, and gives it up after two intervals of heartbeats.
     pub fn stall_reads(&self, id: u64, stalled: bool) -> bool {
-        self.with_session(id, |presence| presence.hold_reading(stalled))
+        self.hub.tamper(SessionId(id), move |presence| presence.hold_reading(stalled))
     }
 
-    /// Stops writing to a connection, heartbeats included, or goes on. False when there is no such connection.
+    /// Stops writing to a connection, heartbeats included, or goes on.
     pub fn stall_writes(&self, id: u64, stalled: bool) -> bool {
-        self.with_session(id, |presence| presence.link.hold(stalled))
+        self.hub.tamper(SessionId(id), move |presence| presence.link.hold(stalled))
     }
 
-    fn with_session(&self, id: u64, act: impl FnOnce(&Presence)) -> bool {
-        let session = self.hub.session(SessionId(id));
-        if let Some(presence) = &session {
-            act(presence);
-        }
-        session.is_some()
+    /// Has everything that is sent to a client go out later by so much of the broker's time: answers, confirms,
+    /// deliveries, in their order. It passes by itself, or is [moved](Broker::advance). Zero ends it: what was held back
+    /// goes out at once.
+    ///
+    /// Other connections are not slowed down. Heartbeats go out in time, because this broker is slow and not dead
+    /// ([`stall_writes`](Broker::stall_writes) is for that). More than half a megabyte is not held back: until some of it
+    /// has gone, nothing more is delivered to the client, and nothing more is read from it.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use leveret::broker::Broker;
+    ///
+    /// let broker = Broker::start();
+    /// let connection = broker.connect()?;
+    /// let channel = connection.channel()?;
+    /// broker.delay_writes(broker.connections()[0].id, Duration::from_secs(60));
+    ///
+    /// let mut declared = channel.deferred().queue_declare("orders")?;
+    /// broker.expect("the queue", Duration::from_secs(5), |broker| broker.queue("/", "orders"))?;
+    /// assert!(declared.try_wait().is_none()); // it is there, and its answer is not
+    /// broker.advance(Duration::from_secs(60));
+    /// assert_eq!(declared.wait()?.queue, "orders");
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    #[doc(alias = "delay_replies")]
+    pub fn delay_writes(&self, id: u64, by: Duration) -> bool {
+        self.hub.tamper(SessionId(id), move |presence| presence.link.delay(by))
     }
 }
 
@@ -159,13 +240,42 @@ impl Broker {
         self.hub.memory()
     }
 
-    /// Moves the broker's clock forward: what expires by then has expired when this returns, and heartbeats that are
-    /// due are sent. A client is never given up for silence that only the moved clock shows.
+    /// Moves the broker's clock forward: what expires by then has expired when this returns, and what is due to be sent,
+    /// heartbeats among it, is sent.
+    ///
+    /// Heartbeats: as in RabbitMQ, a client that has been silent for two intervals is given up. A client that is well does not
+    /// know of the moved clock and goes on sending once an interval of real time, so it is lost only
+    /// when an interval has *really* passed in silence. A client that the broker [does not read
+    /// from](Broker::stall_reads) cannot be heard at all: it is given up as soon as the moved clock says so, and is gone when
+    /// this returns.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use leveret::{Config, broker::Broker};
+    ///
+    /// let broker = Broker::start();
+    /// let _well = broker.connect_with(Config::new().heartbeat(Duration::from_secs(10)))?;
+    /// let unheard = broker.next_connection();
+    /// let lost = broker.connect_with(Config::new().heartbeat(Duration::from_secs(10)))?;
+    /// broker.stall_reads(unheard, true);
+    /// broker.advance(Duration::from_secs(20));
+    /// assert!(lost.wait_closed().can_retry());
+    /// assert_eq!(broker.connections().len(), 1);
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
     pub fn advance(&self, by: Duration) {
-        self.hub.clock.advance(by);
-        for presence in self.hub.sessions() {
-            presence.forgive.store(true, Ordering::SeqCst);
+        let (clock, sessions) = (&self.hub.clock, self.hub.sessions());
+        // What has come until now has not come afterwards.
+        for presence in &sessions {
+            presence.look(clock);
+        }
+        clock.advance(by);
+        for presence in &sessions {
             presence.link.wake();
+            let interval = presence.heartbeat();
+            if interval.is_some_and(|interval| presence.patience(clock, interval).is_zero()) {
+                self.hub.give_up(presence);
+            }
         }
         for served in self.hub.all_vhosts() {
             served.turn(&self.hub).finish();

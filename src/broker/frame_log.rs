@@ -8,7 +8,10 @@ use std::{
     },
 };
 
-use super::model::SessionId;
+use super::{
+    model::SessionId,
+    session::frames::{self as wire, RawFrame},
+};
 use crate::{protocol::spec, sync::lock};
 
 /// Who sent a frame.
@@ -36,6 +39,18 @@ pub struct LoggedFrame {
     pub size: usize,
 }
 
+/// The broker's own frames, each with the place of its end. A protocol header is none.
+pub(super) fn frames(bytes: &[u8]) -> impl Iterator<Item = (RawFrame<'_>, usize)> {
+    let mut used = 0;
+    std::iter::from_fn(move || {
+        let rest = bytes.get(used..)?;
+        let (&[kind, high, low, a, b, c, d], after) = rest.split_first_chunk()?;
+        let payload = after.get(..u32::from_be_bytes([a, b, c, d]) as usize)?;
+        used += 7 + payload.len() + 1;
+        Some((RawFrame { kind, channel: u16::from_be_bytes([high, low]), payload }, used))
+    })
+}
+
 /// The last frames; none until it is told how many to keep.
 #[derive(Debug, Default)]
 pub(super) struct FrameLog {
@@ -59,12 +74,8 @@ impl FrameLog {
 
     pub(super) fn sent(&self, session: SessionId, bytes: &[u8]) {
         if self.kept.load(Ordering::Relaxed) > 0 {
-            let mut rest = bytes;
-            while let Some((&[kind, high, low, a, b, c, d], after)) = rest.split_first_chunk() {
-                let size = u32::from_be_bytes([a, b, c, d]) as usize;
-                let payload = after.get(..size).unwrap_or(after);
-                self.add(session, Direction::ToClient, kind, u16::from_be_bytes([high, low]), payload);
-                rest = after.get(size + 1..).unwrap_or_default();
+            for (RawFrame { kind, channel, payload }, _) in frames(bytes) {
+                self.add(session, Direction::ToClient, kind, channel, payload);
             }
         }
     }
@@ -77,13 +88,13 @@ impl FrameLog {
 
     fn add(&self, session: SessionId, direction: Direction, kind: u8, channel: u16, payload: &[u8]) {
         let name = match (kind, payload) {
-            (1, &[a, b, c, d, ..]) => {
+            (wire::METHOD, &[a, b, c, d, ..]) => {
                 let name = spec::method_name(u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
                 if name.is_empty() { "?" } else { name }
             }
-            (2, _) => "header",
-            (3, _) => "body",
-            (8, _) => "heartbeat",
+            (wire::HEADER, _) => "header",
+            (wire::BODY, _) => "body",
+            (wire::HEARTBEAT, _) => "heartbeat",
             _ => "?",
         };
         let frame = LoggedFrame { connection: session.0, direction, channel, name, size: payload.len() };

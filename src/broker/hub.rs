@@ -9,7 +9,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Condvar, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant, SystemTime},
@@ -24,7 +24,7 @@ use super::{
     presence::Presence,
     served::Served,
     session,
-    tamper::Confirms,
+    tamper::{Confirms, Prepared},
     timer::Timer,
 };
 use crate::{
@@ -42,15 +42,14 @@ const FAREWELL: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(super) struct Hub {
     pub(super) config: BrokerConfig,
-    pub(super) clock: Clock,
+    pub(super) clock: Arc<Clock>,
     pub(super) timer: Timer,
-    pub(super) log: FrameLog,
+    pub(super) log: Arc<FrameLog>,
     pub(super) confirms: Confirms,
     users: Mutex<Vec<User>>,
     vhosts: Mutex<BTreeMap<String, Arc<Served>>>,
     sessions: Mutex<Sessions>,
     ended: Condvar,
-    next_session: AtomicU64,
     /// The bytes of all messages.
     memory: AtomicUsize,
     /// A test wants the alarm.
@@ -68,6 +67,10 @@ struct Sessions {
     open: BTreeMap<SessionId, (Arc<Presence>, Option<JoinHandle<()>>)>,
     /// Threads that have ended, or are about to.
     finished: Vec<JoinHandle<()>>,
+    /// The number of the youngest.
+    last: u64,
+    /// What is to be done to those that come.
+    prepared: Prepared,
     stopped: bool,
 }
 
@@ -84,14 +87,13 @@ impl Hub {
     fn with_program(config: BrokerConfig, program: Option<Arc<Program>>) -> Arc<Hub> {
         let hub = Arc::new_cyclic(|myself| Hub {
             users: Mutex::new(config.users.clone()),
-            clock: Clock::new(),
+            clock: Arc::new(Clock::new()),
             timer: Timer::default(),
-            log: FrameLog::default(),
+            log: Arc::default(),
             confirms: Confirms::default(),
             vhosts: Mutex::default(),
             sessions: Mutex::default(),
             ended: Condvar::new(),
-            next_session: AtomicU64::new(1),
             memory: AtomicUsize::new(0),
             forced: AtomicBool::new(false),
             alarm: AtomicBool::new(false),
@@ -229,16 +231,20 @@ impl Hub {
     pub(super) fn start(&self, transport: Arc<dyn Transport>, peer: Option<SocketAddr>) -> Result<()> {
         self.reap();
         let stopped = || Error::io("connecting to the broker", io::ErrorKind::ConnectionRefused.into());
-        let id = SessionId(self.next_session.fetch_add(1, Ordering::SeqCst));
-        let presence = Arc::new(Presence::new(id, transport, peer));
-        {
+        let presence = {
             let mut sessions = lock(&self.sessions);
             if sessions.stopped || sessions.open.len() >= self.config.max_connections {
-                presence.cut();
+                transport.shutdown();
                 return Err(stopped());
             }
+            sessions.last += 1;
+            let id = SessionId(sessions.last);
+            let presence = Arc::new(Presence::new(self, id, transport, peer));
+            sessions.prepared.apply(&presence);
             sessions.open.insert(id, (presence.clone(), None));
-        }
+            presence
+        };
+        let id = presence.id;
         let hub = self.myself.upgrade().ok_or_else(stopped)?;
         let run = {
             let presence = presence.clone();
@@ -283,8 +289,50 @@ impl Hub {
         lock(&self.sessions).open.values().map(|(presence, _)| presence.clone()).collect()
     }
 
+    /// The number of the connection that comes next.
+    pub(super) fn next_session(&self) -> SessionId {
+        SessionId(lock(&self.sessions).last + 1)
+    }
+
+    /// Does something to a session, or has it done as soon as it is there; false when it is over.
+    pub(super) fn tamper(&self, id: SessionId, act: impl FnOnce(&Presence) + Send + 'static) -> bool {
+        let mut sessions = lock(&self.sessions);
+        let open = sessions.open.get(&id).map(|(presence, _)| presence.clone());
+        if open.is_none() && id.0 > sessions.last {
+            sessions.prepared.add(id, Box::new(act));
+            return true;
+        }
+        drop(sessions);
+        if let Some(presence) = &open {
+            act(presence);
+        }
+        open.is_some()
+    }
+
     pub(super) fn session(&self, id: SessionId) -> Option<Arc<Presence>> {
         lock(&self.sessions).open.get(&id).map(|(presence, _)| presence.clone())
+    }
+
+    /// Cuts a session without a word, and gives its thread a moment to end.
+    pub(super) fn give_up(&self, presence: &Presence) {
+        presence.cut();
+        self.wait_ended(|sessions| !sessions.open.contains_key(&presence.id));
+    }
+
+    /// Waits for sessions to end, for a moment at most.
+    fn wait_ended(&self, done: impl Fn(&Sessions) -> bool) {
+        let deadline = Instant::now() + FAREWELL;
+        let mut sessions = lock(&self.sessions);
+        while !done(&sessions) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            sessions = match self.ended.wait_timeout(sessions, left) {
+                Ok((sessions, _)) => sessions,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
     }
 
     /// Closes all connections with 320, and does not return before their threads have ended.
@@ -293,19 +341,7 @@ impl Hub {
         for served in self.all_vhosts() {
             served.close_sessions(self, "broker forced connection closure with reason 'shutdown'");
         }
-        let deadline = Instant::now() + FAREWELL;
-        let mut sessions = lock(&self.sessions);
-        while !sessions.open.is_empty() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            sessions = match self.ended.wait_timeout(sessions, left) {
-                Ok((sessions, _)) => sessions,
-                Err(poisoned) => poisoned.into_inner().0,
-            };
-        }
-        drop(sessions);
+        self.wait_ended(|sessions| sessions.open.is_empty());
         self.cut_sessions();
     }
 

@@ -147,6 +147,11 @@ impl Broker {
         .unwrap_or_default()
     }
 
+    /// A queue; `None` when it is not there.
+    pub fn queue(&self, vhost: &str, name: &str) -> Option<QueueInfo> {
+        self.queues(vhost).into_iter().find(|queue| queue.name == name)
+    }
+
     /// The bindings, by source.
     pub fn bindings(&self, vhost: &str) -> Vec<BindingInfo> {
         self.look(vhost, |model| {
@@ -266,13 +271,10 @@ impl Broker {
         timeout: Duration,
     ) -> Result<()> {
         let what = format!("{messages} messages in queue {queue:?}");
-        self.expect(&what, timeout, || {
-            let found = self.queues(vhost).into_iter().find(|known| known.name == queue);
-            match found {
-                Some(found) if found.ready + found.unacked == messages => Ok(()),
-                Some(found) => Err(format!("{} ready and {} unacked", found.ready, found.unacked)),
-                None => Err(format!("no such queue on {vhost:?}")),
-            }
+        self.wait_for(&what, timeout, || match self.queue(vhost, queue) {
+            Some(found) if found.ready + found.unacked == messages => Ok(()),
+            Some(found) => Err(format!("{} ready and {} unacked", found.ready, found.unacked)),
+            None => Err(format!("no such queue on {vhost:?}")),
         })
     }
 
@@ -288,13 +290,10 @@ impl Broker {
         timeout: Duration,
     ) -> Result<()> {
         let what = format!("{consumers} consumers of queue {queue:?}");
-        self.expect(&what, timeout, || {
-            let found = self.queues(vhost).into_iter().find(|known| known.name == queue);
-            match found {
-                Some(found) if found.consumers == consumers => Ok(()),
-                Some(found) => Err(format!("{} consumers", found.consumers)),
-                None => Err(format!("no such queue on {vhost:?}")),
-            }
+        self.wait_for(&what, timeout, || match self.queue(vhost, queue) {
+            Some(found) if found.consumers == consumers => Ok(()),
+            Some(found) => Err(format!("{} consumers", found.consumers)),
+            None => Err(format!("no such queue on {vhost:?}")),
         })
     }
 
@@ -303,21 +302,51 @@ impl Broker {
     /// # Errors
     /// [`Error::Invalid`] says what was there instead at the end.
     pub fn expect_connections(&self, connections: usize, timeout: Duration) -> Result<()> {
-        self.expect(&format!("{connections} connections"), timeout, || {
+        self.wait_for(&format!("{connections} connections"), timeout, || {
             let open = self.hub.sessions().iter().filter(|presence| presence.served().is_some()).count();
             if open == connections { Ok(()) } else { Err(format!("{open} connections")) }
         })
     }
 
-    fn expect(
+    /// Waits until `look` sees what is expected, which is what this returns; at most for `timeout`. `what` is for the
+    /// error.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`]: it was never seen.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use leveret::{Config, broker::Broker};
+    ///
+    /// let broker = Broker::start();
+    /// let connection = broker.connect_with(Config::new().connection_name("billing"))?;
+    /// let billing = broker.expect("billing to connect", Duration::from_secs(5), |broker| {
+    ///     broker.connections().into_iter().find(|connection| connection.name() == Some("billing"))
+    /// })?;
+    /// broker.drop_connection(billing.id);
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    pub fn expect<T>(
         &self,
         what: &str,
         timeout: Duration,
-        look: impl Fn() -> std::result::Result<(), String>,
-    ) -> Result<()> {
+        mut look: impl FnMut(&Broker) -> Option<T>,
+    ) -> Result<T> {
+        self.wait_for(what, timeout, || look(self).ok_or_else(|| "no signs of it".into()))
+    }
+
+    fn wait_for<T>(
+        &self,
+        what: &str,
+        timeout: Duration,
+        mut look: impl FnMut() -> std::result::Result<T, String>,
+    ) -> Result<T> {
         let deadline = Instant::now().checked_add(timeout);
         loop {
-            let Err(seen) = look() else { return Ok(()) };
+            let seen = match look() {
+                Ok(found) => return Ok(found),
+                Err(seen) => seen,
+            };
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Err(Error::invalid(format!(
                     "expected {what} within {timeout:?}, but there were {seen}"

@@ -7,6 +7,7 @@
 //! Appending happens under the hub's lock, writing never does. The lock of a link is taken after the hub's.
 
 use std::{
+    collections::VecDeque,
     io::IoSlice,
     sync::{
         Arc, Condvar, Mutex, MutexGuard,
@@ -15,7 +16,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::{
+    clock::Clock,
+    frame_log::{FrameLog, frames},
+    model::SessionId,
+    session::frames::HEARTBEAT,
+};
 use crate::{
+    protocol::frame,
     sync::lock,
     transport::{Patience, Transport, is_timeout},
 };
@@ -28,6 +36,9 @@ pub(super) const FULL: usize = 512 * 1024;
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) transport: Arc<dyn Transport>,
+    session: SessionId,
+    clock: Arc<Clock>,
+    log: Arc<FrameLog>,
     state: Mutex<Outgoing>,
     changed: Condvar,
     /// More than [`FULL`] was in the buffer, and the client has not taken half of it yet.
@@ -49,6 +60,14 @@ struct Outgoing {
     stalled: bool,
     /// A test has stopped writing.
     held: bool,
+    /// A test has frames go out later by so much of the broker's time.
+    delay: Duration,
+    /// Those that are not due, in their order, and when they are.
+    late: VecDeque<(Duration, Vec<u8>)>,
+    /// Their bytes.
+    late_bytes: usize,
+    /// A test has the connection cut after so many more frames.
+    frames_left: Option<u64>,
     /// The writer thread is to look at its clock again.
     woken: bool,
     end: End,
@@ -74,9 +93,17 @@ pub(super) enum Turn {
 }
 
 impl Link {
-    pub(super) fn new(transport: Arc<dyn Transport>) -> Link {
+    pub(super) fn new(
+        transport: Arc<dyn Transport>,
+        session: SessionId,
+        clock: &Arc<Clock>,
+        log: &Arc<FrameLog>,
+    ) -> Link {
         Link {
             transport,
+            session,
+            clock: clock.clone(),
+            log: log.clone(),
             state: Mutex::new(Outgoing {
                 pending: Vec::new(),
                 sending: Vec::new(),
@@ -84,6 +111,10 @@ impl Link {
                 busy: false,
                 stalled: false,
                 held: false,
+                delay: Duration::ZERO,
+                late: VecDeque::new(),
+                late_bytes: 0,
+                frames_left: None,
                 woken: false,
                 end: End::Open,
             }),
@@ -96,11 +127,32 @@ impl Link {
     /// Adds frames. What is added to a link that has ended is dropped.
     pub(super) fn append(&self, write: impl FnOnce(&mut Vec<u8>)) {
         let mut state = lock(&self.state);
+        if state.end != End::Open {
+            return;
+        }
+        let start = state.pending.len();
+        write(&mut state.pending);
+        if state.frames_left.is_some() {
+            state.count_down(start);
+        }
+        self.log.sent(self.session, state.pending.get(start..).unwrap_or_default());
+        if !state.delay.is_zero() {
+            state.put_off(start, self.clock.now());
+            // The writer thread waits for it.
+            self.changed.notify_all();
+        }
+        if state.waiting() > FULL {
+            self.full.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Adds a heartbeat. It says that the broker lives, so it overtakes what is delayed.
+    pub(super) fn append_heartbeat(&self) {
+        let mut state = lock(&self.state);
         if state.end == End::Open {
-            write(&mut state.pending);
-            if state.waiting() > FULL {
-                self.full.store(true, Ordering::SeqCst);
-            }
+            let start = state.pending.len();
+            frame::write_heartbeat(&mut state.pending);
+            self.log.sent(self.session, state.pending.get(start..).unwrap_or_default());
         }
     }
 
@@ -195,6 +247,8 @@ impl Link {
         state.pending = Vec::new();
         state.sending = Vec::new();
         state.unwritten = 0;
+        state.late = VecDeque::new();
+        state.late_bytes = 0;
         self.full.store(false, Ordering::SeqCst);
         self.transport.shutdown();
     }
@@ -206,10 +260,15 @@ impl Link {
             if state.end == End::Closed {
                 return Turn::End;
             }
+            if state.release(&self.clock) {
+                state.stalled = true;
+            }
             if state.stalled && !state.busy && !state.held {
                 return Turn::Write;
             }
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let due = state.late.front().map(|(due, _)| self.clock.instant(*due));
+            let next = [deadline, due].into_iter().flatten().min();
+            let left = next.map(|next| next.saturating_duration_since(Instant::now()));
             if std::mem::take(&mut state.woken) || left.is_some_and(|left| left.is_zero()) {
                 return Turn::Look;
             }
@@ -260,11 +319,67 @@ impl Link {
         drop(state);
         self.changed.notify_all();
     }
+
+    /// Has frames go out later by so much, and never before those that wait; zero lets these go at once.
+    pub(super) fn delay(&self, by: Duration) {
+        let mut state = lock(&self.state);
+        state.delay = by;
+        if by.is_zero() {
+            for (due, _) in &mut state.late {
+                *due = Duration::ZERO;
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Ends the link after so many more frames, heartbeats not counted; `None` takes it back.
+    pub(super) fn end_after(&self, frames: Option<u64>) {
+        lock(&self.state).frames_left = frames;
+    }
 }
 
 impl Outgoing {
     fn waiting(&self) -> usize {
-        self.pending.len() + self.unwritten
+        self.pending.len() + self.unwritten + self.late_bytes
+    }
+
+    /// Counts the frames that were added from `start` on; those after the last are dropped.
+    fn count_down(&mut self, start: usize) {
+        let Some(left) = &mut self.frames_left else { return };
+        let added = frames(self.pending.get(start..).unwrap_or_default());
+        let last = added.filter(|(frame, _)| frame.kind != HEARTBEAT).find(|_| {
+            *left = left.saturating_sub(1);
+            *left == 0
+        });
+        if let Some((_, end)) = last {
+            self.pending.truncate(start + end);
+            self.end = End::Finishing;
+        }
+    }
+
+    /// Holds what was added from `start` on back, in its order.
+    fn put_off(&mut self, start: usize, now: Duration) {
+        let bytes = self.pending.split_off(start);
+        let earliest = self.late.back().map_or(Duration::ZERO, |(due, _)| *due);
+        self.late_bytes += bytes.len();
+        self.late.push_back((earliest.max(now + self.delay), bytes));
+    }
+
+    /// Lets go what is due; true when there was something. Only the writer thread does it: it is the one to notice
+    /// that the link is no longer full.
+    fn release(&mut self, clock: &Clock) -> bool {
+        if self.late.is_empty() {
+            return false;
+        }
+        let (before, now) = (self.late.len(), clock.now());
+        while self.late.front().is_some_and(|(due, _)| *due <= now)
+            && let Some((_, bytes)) = self.late.pop_front()
+        {
+            self.late_bytes -= bytes.len();
+            self.pending.extend_from_slice(&bytes);
+        }
+        self.late.len() < before
     }
 
     /// An idle connection keeps little memory.
@@ -327,7 +442,8 @@ mod tests {
     #[test]
     fn what_is_added_while_a_part_was_written_follows() {
         let transport = Arc::new(Sipping::default());
-        let link = Arc::new(Link::new(transport.clone()));
+        let (clock, log) = (Arc::new(Clock::new()), Arc::default());
+        let link = Arc::new(Link::new(transport.clone(), SessionId(1), &clock, &log));
         transport.link.set(Arc::downgrade(&link)).unwrap();
         link.append(|out| out.extend_from_slice(b"0123456789"));
         link.flush();

@@ -44,6 +44,7 @@ mod served;
 pub(crate) mod session;
 #[cfg(not(any(test, fuzzing)))]
 mod session;
+mod silence;
 mod tamper;
 mod timer;
 #[cfg(feature = "tls")]

@@ -6,9 +6,10 @@ use std::{
         Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
-use super::{link::Link, model::SessionId, served::Served};
+use super::{clock::Clock, hub::Hub, link::Link, model::SessionId, served::Served, silence::Silence};
 use crate::{
     protocol::{
         frame,
@@ -37,9 +38,11 @@ pub(super) struct Presence {
     /// The gate is shut: to be asked often.
     stopped: AtomicBool,
     changed: Condvar,
-    pub(super) received: AtomicU64,
-    /// The clock was moved: silence so far does not count.
-    pub(super) forgive: AtomicBool,
+    /// How often something was heard from the client.
+    heard: AtomicU64,
+    silence: Mutex<Silence>,
+    /// A test has the connection cut after so many more frames from the client; none at [`u64::MAX`].
+    frames_left: AtomicU64,
 }
 
 /// What the handshake has told.
@@ -77,10 +80,15 @@ impl Gate {
 }
 
 impl Presence {
-    pub(super) fn new(id: SessionId, transport: Arc<dyn Transport>, peer: Option<SocketAddr>) -> Presence {
+    pub(super) fn new(
+        hub: &Hub,
+        id: SessionId,
+        transport: Arc<dyn Transport>,
+        peer: Option<SocketAddr>,
+    ) -> Presence {
         Presence {
             id,
-            link: Link::new(transport),
+            link: Link::new(transport, id, &hub.clock, &hub.log),
             peer,
             details: Mutex::default(),
             max_frame: AtomicUsize::new(frame::MIN_FRAME_MAX as usize),
@@ -88,8 +96,9 @@ impl Presence {
             gate: Mutex::default(),
             stopped: AtomicBool::new(false),
             changed: Condvar::new(),
-            received: AtomicU64::new(0),
-            forgive: AtomicBool::new(false),
+            heard: AtomicU64::new(0),
+            silence: Mutex::new(Silence::new(hub.clock.now(), Instant::now())),
+            frames_left: AtomicU64::new(u64::MAX),
         }
     }
 
@@ -137,12 +146,7 @@ impl Presence {
         self.change(|gate| gate.held = held);
     }
 
-    /// Nothing is read from the client at the moment, so its silence says nothing.
-    pub(super) fn is_shut(&self) -> bool {
-        lock(&self.gate).is_shut()
-    }
-
-    /// The same, without a lock.
+    /// Nothing is read from the client at the moment.
     pub(super) fn stopped(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
     }
@@ -193,6 +197,65 @@ impl Presence {
     pub(super) fn cut(&self) {
         self.link.cut();
         self.change(|gate| gate.ended = true);
+    }
+
+    /// Cuts the session after so many more frames from the client, heartbeats not counted; [`u64::MAX`] takes it back.
+    pub(super) fn cut_after_received(&self, frames: u64) {
+        self.frames_left.store(frames, Ordering::SeqCst);
+    }
+
+    /// Every frame that was to be taken from the client has been.
+    pub(super) fn took_last(&self) -> bool {
+        self.frames_left.load(Ordering::Relaxed) == 0
+    }
+
+    /// Counts a frame from the client; true when it is the last that is taken.
+    pub(super) fn take_frame(&self) -> bool {
+        let counted = self.frames_left.load(Ordering::Relaxed) != u64::MAX;
+        counted && self.frames_left.fetch_sub(1, Ordering::SeqCst) == 1
+    }
+
+    /// What has been put into the link is the last that goes out, and nothing more is read.
+    pub(super) fn finish(&self) {
+        self.link.finish();
+        self.change(|gate| gate.ended = true);
+    }
+
+    /// Something came from the client.
+    pub(super) fn hear(&self) {
+        self.heard.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The interval of heartbeats; `None` without them.
+    pub(super) fn heartbeat(&self) -> Option<Duration> {
+        let seconds = lock(&self.details).heartbeat;
+        (seconds > 0).then(|| Duration::from_secs(seconds.into()))
+    }
+
+    /// Notes whether something was heard or sent since this was called last.
+    pub(super) fn look(&self, clock: &Clock) {
+        // Then the broker does not read from it for reasons of its own.
+        let excused = self.is_blocked() || self.link.is_full();
+        let heard = self.heard.load(Ordering::Relaxed);
+        lock(&self.silence).look(heard, excused, self.link.bytes_sent(), clock.now(), Instant::now());
+    }
+
+    /// How much longer the client may be silent.
+    pub(super) fn patience(&self, clock: &Clock, interval: Duration) -> Duration {
+        let unheard = lock(&self.gate).held;
+        lock(&self.silence).patience(interval, unheard, clock.now(), Instant::now())
+    }
+
+    /// How long it is until a heartbeat is due.
+    pub(super) fn until_beat(&self, clock: &Clock, interval: Duration) -> Duration {
+        lock(&self.silence).until_beat(interval, clock.now())
+    }
+
+    /// Sends a heartbeat.
+    pub(super) fn beat(&self, clock: &Clock) {
+        lock(&self.silence).beat(clock.now());
+        self.link.append_heartbeat();
+        self.link.flush();
     }
 
     /// The virtual host, once it is open.

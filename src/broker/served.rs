@@ -272,11 +272,7 @@ impl Turn<'_> {
         let state = &mut *self.state;
         let Some(port) = state.ports.get_mut(&session) else { return };
         let presence = &port.presence;
-        presence.link.append(|out| {
-            let start = out.len();
-            write(presence, out);
-            self.hub.log.sent(session, out.get(start..).unwrap_or_default());
-        });
+        presence.link.append(|out| write(presence, out));
         if port.writable && presence.link.is_full() {
             port.writable = false;
             state.model.set_writable(session, false);
@@ -377,7 +373,7 @@ impl Turn<'_> {
         }
     }
 
-    fn end_run(&mut self) {
+    pub(super) fn end_run(&mut self) {
         if let Some(Run { channel, last, multiple }) = self.run.take() {
             self.method(channel, &BasicAck { delivery_tag: last, multiple });
         }

@@ -1,11 +1,18 @@
-//! What a test has done to confirms.
+//! What a test has done to confirms, and to connections that are still to come.
 
-use std::sync::{
-    Mutex,
-    atomic::{AtomicU8, Ordering},
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Mutex,
+        atomic::{AtomicU8, Ordering},
+    },
 };
 
-use super::model::ChannelId;
+use super::{
+    model::{ChannelId, SessionId},
+    presence::Presence,
+};
 use crate::sync::lock;
 
 /// What becomes of publisher confirms.
@@ -58,5 +65,31 @@ impl Confirms {
         };
         self.mode.store(mode, Ordering::SeqCst);
         if mode == 2 { Vec::new() } else { std::mem::take(&mut *lock(&self.withheld)) }
+    }
+}
+
+/// What is done to a connection.
+type Act = Box<dyn FnOnce(&Presence) + Send>;
+
+/// What is to be done to connections as soon as they are there.
+#[derive(Default)]
+pub(super) struct Prepared(BTreeMap<SessionId, Vec<Act>>);
+
+impl Prepared {
+    pub(super) fn add(&mut self, id: SessionId, act: Act) {
+        self.0.entry(id).or_default().push(act);
+    }
+
+    /// Does what is to be done to this one.
+    pub(super) fn apply(&mut self, presence: &Presence) {
+        for act in self.0.remove(&presence.id).unwrap_or_default() {
+            act(presence);
+        }
+    }
+}
+
+impl fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
     }
 }

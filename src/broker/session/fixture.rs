@@ -53,7 +53,7 @@ pub(crate) fn feed(bytes: &[u8], piece: usize, opened: bool) {
     let hub = Hub::new(BrokerConfig::new());
     let (client, server) = pipe(CAPACITY);
     client.set_read_timeout(Some(Duration::ZERO)).unwrap();
-    let presence = Arc::new(Presence::new(SessionId(1), Arc::new(server), None));
+    let presence = Arc::new(Presence::new(&hub, SessionId(1), Arc::new(server), None));
     let mut session = Session {
         hub: &hub,
         presence: &presence,

@@ -2,19 +2,19 @@
 
 use crate::broker::failure::Failure;
 
-pub(super) const METHOD: u8 = 1;
-pub(super) const HEADER: u8 = 2;
-pub(super) const BODY: u8 = 3;
-pub(super) const HEARTBEAT: u8 = 8;
+pub(in crate::broker) const METHOD: u8 = 1;
+pub(in crate::broker) const HEADER: u8 = 2;
+pub(in crate::broker) const BODY: u8 = 3;
+pub(in crate::broker) const HEARTBEAT: u8 = 8;
 
 const END: u8 = 0xCE;
 
 /// A complete frame of any type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct RawFrame<'a> {
-    pub(super) kind: u8,
-    pub(super) channel: u16,
-    pub(super) payload: &'a [u8],
+pub(in crate::broker) struct RawFrame<'a> {
+    pub(in crate::broker) kind: u8,
+    pub(in crate::broker) channel: u16,
+    pub(in crate::broker) payload: &'a [u8],
 }
 
 #[derive(Debug, PartialEq, Eq)]

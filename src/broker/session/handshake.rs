@@ -88,7 +88,7 @@ impl Session<'_> {
         if matches!(handshake, Handshake::Header) {
             return self.header(bytes);
         }
-        let (payload, used) = match self.next_frame(bytes) {
+        let (payload, used) = match self.next_frame(None, bytes) {
             Incoming::Partial => {
                 self.phase = Phase::Handshake(handshake);
                 return bytes;

@@ -9,7 +9,7 @@ mod content;
 mod direct;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fixture;
-mod frames;
+pub(super) mod frames;
 mod handshake;
 mod heartbeat;
 mod methods;
@@ -18,7 +18,7 @@ mod topology;
 
 use std::{
     panic::{self, AssertUnwindSafe},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -163,7 +163,6 @@ impl Session<'_> {
             match self.presence.link.transport.read(buffer.get_mut(filled..).unwrap_or_default()) {
                 Ok(0) => return,
                 Ok(read) => {
-                    self.presence.received.fetch_add(read as u64, Ordering::Relaxed);
                     filled += read;
                     filled -= self.take(&mut buffer, filled);
                 }
@@ -185,6 +184,7 @@ impl Session<'_> {
             self.paused = true;
             return 0;
         }
+        self.presence.hear();
         let used = self.feed(buffer.get(..filled).unwrap_or_default());
         buffer.copy_within(used..filled, 0);
         if used == filled && buffer.len() > READ_BUFFER {
@@ -212,10 +212,18 @@ impl Session<'_> {
     }
 
     /// The frame at the start of `bytes`.
-    fn next_frame<'b>(&self, bytes: &'b [u8]) -> Incoming<'b> {
+    fn next_frame<'b>(&self, turn: Option<&mut Turn<'_>>, bytes: &'b [u8]) -> Incoming<'b> {
+        if self.presence.took_last() {
+            return Incoming::Partial;
+        }
         let next = frames::next(bytes, self.max_payload);
         if let Incoming::Frame(RawFrame { kind, channel, payload }, _) = &next {
             self.hub.log.received(self.presence.id, *kind, *channel, payload);
+            if *kind != frames::HEARTBEAT && self.presence.take_frame() {
+                // What came before it is answered, itself is not.
+                turn.into_iter().for_each(Turn::end_run);
+                self.presence.finish();
+            }
         }
         next
     }
@@ -235,7 +243,7 @@ impl Session<'_> {
                 self.paused = true;
                 break Phase::Running(running);
             }
-            match self.next_frame(rest) {
+            match self.next_frame(Some(&mut turn), rest) {
                 Incoming::Partial => break Phase::Running(running),
                 Incoming::Broken(failure) => {
                     self.depart(Departure::ConnectionFailed);
@@ -283,7 +291,7 @@ impl Session<'_> {
         if self.lost {
             return &[];
         }
-        match self.next_frame(bytes) {
+        match self.next_frame(None, bytes) {
             Incoming::Partial => bytes,
             Incoming::Broken(_) => {
                 self.lost = true;
@@ -309,9 +317,7 @@ impl Session<'_> {
     /// Sends a method on channel 0 outside of any turn.
     fn send<'m>(&self, method: &impl MethodBody<'m>) {
         self.presence.link.append(|out| {
-            let start = out.len();
             let _ = frame::write_method(out, 0, usize::MAX, method);
-            self.hub.log.sent(self.presence.id, out.get(start..).unwrap_or_default());
         });
         self.presence.link.flush();
     }
