@@ -108,10 +108,10 @@ fn run(
     brokers: Vec<Broker>,
     body: impl Fn(&Broker) -> Result<(), Error> + Sync,
 ) {
-    for listed in brokers {
-        let _watchdog = Watchdog::new(&format!("{test} on {}", listed.name), limit);
+    for broker in brokers {
+        let _watchdog = Watchdog::new(&format!("{test} on {}", broker.name), limit);
         // Watched as well: a broker in this process stops when it is dropped.
-        let listed = listed;
+        let listed = broker;
         let named = NamedOnPanic(&listed.name);
         let vhost = Vhost::new(listed.clone(), test);
         call(|| body(&vhost.0)).unwrap_or_else(|error| panic!("on {}: {error} ({error:?})", listed.name));
