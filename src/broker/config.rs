@@ -35,9 +35,9 @@ pub struct BrokerConfig {
     /// Whose behaviour is followed where RabbitMQ's releases differ. Default: 4.0.
     pub emulate: Emulate,
 
-    /// How many bytes of messages are held before publishers are blocked, as by RabbitMQ's memory alarm: those that
-    /// understand it are told so, and no connection that has published is read from until a tenth of it is free
-    /// again. Default: 256 MiB.
+    /// How many bytes messages may [take](super::Broker::memory) before publishers are blocked, as by RabbitMQ's memory
+    /// alarm: those that understand it are told so, and no connection that has published is read from until a tenth of it
+    /// is free again. Default: 256 MiB.
     pub memory_limit: usize,
 
     /// The largest message body; larger ones close their channel (406). Default: 128 MiB, as in RabbitMQ 3.

@@ -235,7 +235,8 @@ impl Broker {
         self.hub.force_alarm(blocked);
     }
 
-    /// The bytes of all messages in all queues.
+    /// What all messages cost: their bytes, once, and what it takes to keep them, about 300 bytes for each and 100 for every
+    /// queue that it is in. This is what [`memory_limit`](super::BrokerConfig::memory_limit) limits.
     pub fn memory(&self) -> usize {
         self.hub.memory()
     }

@@ -50,7 +50,7 @@ pub(super) struct Hub {
     vhosts: Mutex<BTreeMap<String, Arc<Served>>>,
     sessions: Mutex<Sessions>,
     ended: Condvar,
-    /// The bytes of all messages.
+    /// What all messages cost.
     memory: AtomicUsize,
     /// A test wants the alarm.
     forced: AtomicBool,

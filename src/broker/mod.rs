@@ -30,6 +30,7 @@ mod control;
 #[doc(hidden)] // Documented at the root of the crate.
 pub mod direct;
 mod failure;
+mod fair;
 mod frame_log;
 mod hub;
 mod inspect;

@@ -35,7 +35,7 @@ pub(super) struct Presence {
     max_frame: AtomicUsize,
     takes_cancels: AtomicBool,
     gate: Mutex<Gate>,
-    /// The gate is shut: to be asked often.
+    /// The gate is shut, or the session has ended: to be asked often.
     stopped: AtomicBool,
     changed: Condvar,
     /// How often something was heard from the client.
@@ -146,7 +146,7 @@ impl Presence {
         self.change(|gate| gate.held = held);
     }
 
-    /// Nothing is read from the client at the moment.
+    /// What was read is not to be looked at before [`wait_for_reading`](Presence::wait_for_reading) allows it. Takes no lock.
     pub(super) fn stopped(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
     }
@@ -163,7 +163,7 @@ impl Presence {
         let blocked = gate.alarm && gate.publishes && gate.open && gate.takes_blocked;
         let news = blocked != gate.told;
         gate.told = blocked;
-        self.stopped.store(gate.is_shut(), Ordering::SeqCst);
+        self.stopped.store(gate.ended || gate.is_shut(), Ordering::SeqCst);
         if news {
             // Under the gate's lock, so that the two cannot overtake each other.
             self.link.append(|out| {

@@ -3,16 +3,17 @@
 //! Whoever wants something of the model takes a [`Turn`], in which answers and effects are put into the links of
 //! those who are to get them, in the order in which the model made them. When the turn ends, the lock is given up
 //! first and then the links are written.
+//!
+//! The lock is fair, and whoever has much to do [gives it up](Turn::is_over) in between: nobody waits for longer than the
+//! turns of those who came before.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard},
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use super::{
     by_number::ByNumber,
     config::User,
     failure::Failure,
+    fair::{Fair, Held},
     hub::Hub,
     model::{ChannelId, Effect, Payload, SessionId, Vhost},
     presence::Presence,
@@ -28,7 +29,6 @@ use crate::{
         },
         wire::ShortStr,
     },
-    sync::lock,
 };
 
 /// The class of all contents: basic.
@@ -37,11 +37,18 @@ const BASIC: u16 = 60;
 /// What a frame that RabbitMQ does not cut may grow to.
 const ANY_SIZE: usize = usize::MAX;
 
+/// How long a turn may go on while others wait, but for what is begun.
+const SLICE: Duration = Duration::from_millis(1);
+
+/// How much more memory the messages may take before it is looked at whether they may: publishers are stopped between
+/// two turns.
+const GROWTH: usize = 1 << 20;
+
 /// A virtual host and its sessions.
 #[derive(Debug)]
 pub(super) struct Served {
     pub(super) name: String,
-    state: Mutex<State>,
+    state: Fair<State>,
 }
 
 #[derive(Debug)]
@@ -84,14 +91,15 @@ struct Run {
 impl Served {
     pub(super) fn new(name: String, model: Vhost) -> Served {
         let state = State { model, ports: HashMap::default(), memory: 0, gone: false };
-        Served { name, state: Mutex::new(state) }
+        Served { name, state: Fair::new(state) }
     }
 
     /// Takes the lock, and brings the model's clock forward.
     pub(super) fn turn<'v>(&'v self, hub: &'v Hub) -> Turn<'v> {
-        let mut state = lock(&self.state);
-        state.model.tick(hub.clock.now());
-        let mut turn = Turn { hub, served: self, state, dirty: Vec::new(), run: None };
+        let mut state = self.state.lock();
+        let since = hub.clock.now();
+        state.model.tick(since);
+        let mut turn = Turn { hub, served: self, state, since, dirty: Vec::new(), run: None };
         turn.effects();
         turn
     }
@@ -102,7 +110,9 @@ impl Served {
 pub(super) struct Turn<'v> {
     hub: &'v Hub,
     served: &'v Served,
-    state: MutexGuard<'v, State>,
+    state: Held<'v, State>,
+    /// When it has begun.
+    since: Duration,
     dirty: Vec<Arc<Presence>>,
     run: Option<Run>,
 }
@@ -110,6 +120,12 @@ pub(super) struct Turn<'v> {
 impl Turn<'_> {
     pub(super) fn model(&mut self) -> &mut Vhost {
         &mut self.state.model
+    }
+
+    /// Whoever has more to do than one thing is to take another turn for the rest.
+    pub(super) fn is_over(&self) -> bool {
+        let grown = self.state.model.memory().saturating_sub(self.state.memory) > GROWTH;
+        grown || self.served.state.is_awaited() && self.hub.clock.now().saturating_sub(self.since) >= SLICE
     }
 
     /// The virtual host was deleted meanwhile.

@@ -5,7 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use super::{Name, Refusal, message::Message};
+use super::{
+    Name, Refusal,
+    message::{Charge, Message},
+};
 
 /// A delivery that is not settled.
 #[derive(Debug, Clone)]
@@ -56,6 +59,8 @@ pub(super) struct Uncommitted {
     pub(super) message: Arc<Message>,
     pub(super) mandatory: bool,
     pub(super) to: Destinations,
+    /// Of the destinations.
+    pub(super) charge: Charge,
 }
 
 /// The queues that a message of a transaction was routed to.

@@ -1,8 +1,11 @@
 //! A message as queues hold it: shared, never changed.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use super::{
@@ -15,6 +18,11 @@ use crate::{
         wire::{Malformed, Reader},
     },
 };
+
+/// What a message costs besides its bytes, and what every place does where it is held: about as much as is allocated, so
+/// that empty messages cannot fill the memory.
+const MESSAGE: usize = 320;
+const PLACE: usize = 96;
 
 /// The properties that the broker looks at, by their place on the wire.
 pub(super) const HEADERS: usize = 2;
@@ -62,7 +70,38 @@ impl Message {
     }
 }
 
-/// The bytes of all messages of a virtual host.
+/// A message in one of the places where it is held.
+#[derive(Debug)]
+pub(super) struct Kept(Arc<Message>);
+
+impl From<Arc<Message>> for Kept {
+    fn from(message: Arc<Message>) -> Kept {
+        message.charge.memory.add(PLACE);
+        Kept(message)
+    }
+}
+
+impl Clone for Kept {
+    fn clone(&self) -> Kept {
+        self.0.clone().into()
+    }
+}
+
+impl Deref for Kept {
+    type Target = Message;
+
+    fn deref(&self) -> &Message {
+        &self.0
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.charge.memory.subtract(PLACE);
+    }
+}
+
+/// What all messages of a virtual host cost.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Memory(Arc<AtomicUsize>);
 
@@ -72,12 +111,20 @@ impl Memory {
     }
 
     pub(super) fn charge(&self, bytes: usize) -> Charge {
-        self.0.fetch_add(bytes, Ordering::Relaxed);
+        self.add(bytes);
         Charge { memory: self.clone(), bytes }
+    }
+
+    fn add(&self, bytes: usize) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn subtract(&self, bytes: usize) {
+        self.0.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
-/// Some of these bytes, for as long as this lives.
+/// A part of it, for as long as this lives.
 #[derive(Debug)]
 pub(super) struct Charge {
     memory: Memory,
@@ -86,7 +133,7 @@ pub(super) struct Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.memory.0.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.memory.subtract(self.bytes);
     }
 }
 
@@ -231,7 +278,7 @@ pub(super) fn accept(
     let persistent = fields.octet(DELIVERY_MODE) == Some(2);
     let priority = fields.octet(PRIORITY);
     let properties = if changed { fields.encode() } else { publish.properties.clone() };
-    let bytes = properties.len() + publish.body.len() + publish.routing_key.len();
+    let bytes = MESSAGE + properties.len() + publish.body.len() + publish.routing_key.len();
     Ok(Accepted {
         message: Message {
             exchange: publish.exchange.into(),

@@ -51,7 +51,8 @@ impl Vhost {
                 self.effects.push(Effect::Confirm { channel, delivery_tag, accepted });
             }
             Mode::Transaction(_) => {
-                let uncommitted = Uncommitted { message, mandatory, to: self.destinations(queues) };
+                let charge = self.memory.charge(queues.len() * size_of::<Found>());
+                let uncommitted = Uncommitted { message, mandatory, to: self.destinations(queues), charge };
                 if let Mode::Transaction(transaction) = &mut self.channel(channel)?.mode {
                     transaction.publishes.push(uncommitted);
                 }
@@ -118,7 +119,7 @@ impl Vhost {
 
     /// Gives a message of a transaction to its queues, or back. Says whether every one of them took it.
     pub(super) fn deliver_uncommitted(&mut self, channel: ChannelId, publish: Uncommitted) -> bool {
-        let Uncommitted { message, mandatory, to } = publish;
+        let Uncommitted { message, mandatory, to, charge: _charge } = publish;
         let found = match to {
             Destinations::Named(queues) => return self.deliver(channel, &message, mandatory, &queues),
             Destinations::Found(found) => found,

@@ -133,7 +133,7 @@ impl Queue {
         };
         Entry {
             sequence: self.next_sequence(),
-            message,
+            message: message.into(),
             expires: milliseconds.map(|time| now.saturating_add(Duration::from_millis(time))),
             redelivered: false,
             returns: 0,

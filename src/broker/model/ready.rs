@@ -1,11 +1,11 @@
 //! The messages of a queue that wait for a consumer, in the order in which they will be delivered.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, time::Duration};
 
 use super::{
     Payload,
     arguments::QueueType,
-    message::{Fields, Message, sorted},
+    message::{Fields, Kept, sorted},
 };
 
 /// A message in one queue.
@@ -13,7 +13,7 @@ use super::{
 pub(super) struct Entry {
     /// Its place: the number of its arrival in this queue.
     pub(super) sequence: u64,
-    pub(super) message: Arc<Message>,
+    pub(super) message: Kept,
     /// When it expires, on the virtual clock.
     pub(super) expires: Option<Duration>,
     /// It was delivered before.

@@ -7,7 +7,7 @@ use super::{
     arguments::age_in_seconds,
     channel::Unacked,
     consumers::Consumer,
-    message::{Fields, Message, sorted},
+    message::{Fields, Kept, Message, sorted},
     values::integer,
     vhost::Vhost,
 };
@@ -16,7 +16,7 @@ use crate::protocol::value::{FieldTable, FieldValue};
 /// A log, and how far each consumer has read.
 #[derive(Debug)]
 pub(super) struct Stream {
-    log: VecDeque<(Duration, Arc<Message>)>,
+    log: VecDeque<(Duration, Kept)>,
     /// The offset of the oldest message that is kept.
     first: u64,
     bytes: usize,
@@ -63,7 +63,7 @@ impl Stream {
 
     pub(super) fn append(&mut self, message: Arc<Message>, now: Duration) {
         self.bytes += message.body.len();
-        self.log.push_back((now, message));
+        self.log.push_back((now, message.into()));
         while let Some((at, oldest)) = self.log.front() {
             let is_old = self.max_age.is_some_and(|age| at.saturating_add(age) <= now);
             let is_surplus = self.max_bytes.is_some_and(|max| self.bytes as u64 > max) && self.log.len() > 1;
@@ -113,7 +113,7 @@ impl Stream {
     }
 
     /// The next message of a consumer, with its offset.
-    fn read(&mut self, consumer: &Consumer) -> Option<(u64, Arc<Message>)> {
+    fn read(&mut self, consumer: &Consumer) -> Option<(u64, Payload)> {
         let reader = self
             .readers
             .iter_mut()
@@ -122,7 +122,7 @@ impl Stream {
         let index = usize::try_from(offset - self.first).ok()?;
         let (_, message) = self.log.get(index)?;
         reader.next = offset + 1;
-        Some((offset, message.clone()))
+        Some((offset, message.payload()))
     }
 }
 
@@ -141,9 +141,8 @@ impl Vhost {
             };
             let next = queue.consumers.iter().filter(can).find(|consumer| stream.has_more(consumer)).cloned();
             let Some(consumer) = next else { return };
-            let Some((offset, message)) = stream.read(&consumer) else { return };
+            let Some((offset, mut payload)) = stream.read(&consumer) else { return };
             let queue_id = queue.id;
-            let mut payload = message.payload();
             let mut fields = Fields::decode(&payload.properties).unwrap_or_else(|_| Fields::empty());
             let mut headers = fields.headers().unwrap_or_default();
             headers.insert("x-stream-offset", FieldValue::I64(i64::try_from(offset).unwrap_or(i64::MAX)));

@@ -137,7 +137,7 @@ impl Vhost {
         std::mem::take(&mut self.sated)
     }
 
-    /// The bytes of all messages that are held, each counted once.
+    /// What all messages cost that are held: their bytes once, and something for each place where they are.
     pub(crate) fn memory(&self) -> usize {
         self.memory.bytes()
     }

@@ -1,8 +1,8 @@
 //! A connection, seen from the broker: two threads, which read what the client sends and write what it does not
 //! take at once.
 //!
-//! The thread that reads also decides: it takes the virtual host's lock for all the frames of one read, and what
-//! comes of them is in the links of those concerned when it gives the lock up.
+//! The thread that reads also decides: it takes the virtual host's lock for the frames of one read, or for as many of
+//! them as others have patience for, and what comes of them is in the links of those concerned when it gives the lock up.
 
 mod channel;
 mod content;
@@ -256,6 +256,8 @@ impl Session<'_> {
                         self.depart(Departure::ConnectionFailed);
                         turn.fail_session(self.presence.id, &failure);
                         silent = failure.silent;
+                    } else if turn.is_over() {
+                        break Phase::Running(running);
                     }
                 }
             }

@@ -14,7 +14,13 @@ fn entry(sequence: u64, priority: u8) -> Entry {
         deaths: Vec::new(),
         charge: Memory::default().charge(0),
     };
-    Entry { sequence, message: message.into(), expires: None, redelivered: false, returns: 0 }
+    Entry {
+        sequence,
+        message: std::sync::Arc::new(message).into(),
+        expires: None,
+        redelivered: false,
+        returns: 0,
+    }
 }
 
 /// Whatever goes out and comes back, in whatever order: the order stays that of priorities and arrival.

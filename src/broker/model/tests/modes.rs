@@ -151,10 +151,37 @@ fn memory_is_counted_once_and_given_back() {
         client.bind(queue, "amq.fanout", "");
     }
     client.publish("amq.fanout", "", &"x".repeat(1000), &BasicProperties::new()).unwrap();
-    assert!((1000..1100).contains(&client.vhost.memory()));
+    let both = client.vhost.memory();
+    assert!((1000..1700).contains(&both));
     client.get("a");
+    assert!((1000..both).contains(&client.vhost.memory()));
     client.vhost.purge_queue(client.channel, b"b").unwrap();
     assert_eq!(client.vhost.memory(), 0);
+}
+
+/// A message without a byte costs memory, and so does every queue that it is in, delivered or not.
+#[test]
+fn empty_messages_are_counted_in_every_queue() {
+    let mut client = client();
+    let publish = |client: &mut Client| {
+        client.publish("amq.fanout", "", "", &BasicProperties::new()).unwrap();
+        client.vhost.memory()
+    };
+    assert_eq!(publish(&mut client), 0);
+    for number in 0..100 {
+        let name = number.to_string();
+        client.queue(&name, FieldTable::new());
+        client.bind(&name, "amq.fanout", "");
+    }
+    let once = publish(&mut client);
+    assert!(once > 100 * 50, "{once}");
+    assert_eq!(publish(&mut client), 2 * once);
+    client.vhost.consume(client.channel, ConsumeOptions { queue: b"0", ..Default::default() }).unwrap();
+    assert_eq!(client.vhost.memory(), 2 * once);
+    client.vhost.select_transactions(client.channel).unwrap();
+    assert!(publish(&mut client) - 2 * once > 100 * size_of::<usize>());
+    client.vhost.rollback(client.channel).unwrap();
+    assert_eq!(client.vhost.memory(), 2 * once);
 }
 
 #[test]
