@@ -361,9 +361,8 @@ impl Outgoing {
     /// Holds what was added from `start` on back, in its order.
     fn put_off(&mut self, start: usize, now: Duration) {
         let bytes = self.pending.split_off(start);
-        let earliest = self.late.back().map_or(Duration::ZERO, |(due, _)| *due);
         self.late_bytes += bytes.len();
-        self.late.push_back((earliest.max(now + self.delay), bytes));
+        self.late.push_back((now + self.delay, bytes));
     }
 
     /// Lets go what is due; true when there was something. Only the writer thread does it: it is the one to notice
