@@ -35,7 +35,7 @@ const BODY: &[u8; 16] = b"sixteen bytes...";
 
 /// How long a stream is gathered at most before it is written, and how much of it.
 const LINGER: Duration = Duration::from_micros(150);
-const GATHERED: usize = 64 * 1024;
+const GATHERED: usize = 128 * 1024;
 
 /// What does not go by the number of messages: buffers that grow, the first and the last of a row.
 const ONCE: usize = 50;

@@ -223,7 +223,7 @@ impl Channel {
     /// How many publishes are not confirmed yet.
     pub fn unconfirmed(&self) -> usize {
         let confirms = &self.core().confirms;
-        if confirms.was_ever_selected() { lock(&confirms.state).tracker.outstanding() } else { 0 }
+        if confirms.was_ever_selected() { confirms.lock().tracker.outstanding() as usize } else { 0 }
     }
 }
 
@@ -256,6 +256,10 @@ pub(super) struct Confirms {
     /// under the lock, the second one first: whoever finds an id settled finds that there are outcomes other than acks.
     settled_up_to: AtomicU64,
     has_outcomes: AtomicBool,
+    /// The id of the last publish, and the last one before the broker began to count anew. Changed under the outgoing
+    /// buffer's lock, thus before the broker can know of it, and told to the tracker by whoever locks that.
+    published: AtomicU64,
+    counted_from: AtomicU64,
     ever_selected: AtomicBool,
     /// Made when the channel is put into confirm mode: most never are.
     state: LazyLock<Box<Mutex<State>>>,
@@ -309,6 +313,8 @@ impl Confirms {
             selected: AtomicBool::new(false),
             settled_up_to: AtomicU64::new(0),
             has_outcomes: AtomicBool::new(false),
+            published: AtomicU64::new(0),
+            counted_from: AtomicU64::new(0),
             ever_selected: AtomicBool::new(false),
             state: LazyLock::new(Box::default),
         }
@@ -318,8 +324,24 @@ impl Confirms {
         self.selected.load(Ordering::SeqCst)
     }
 
+    /// Called under the outgoing buffer's lock: what is published from here on is numbered from 1.
+    fn select(&self) {
+        let mut state = self.lock();
+        if !self.selected.swap(true, Ordering::SeqCst) {
+            self.ever_selected.store(true, Ordering::SeqCst);
+            self.counted_from.store(state.tracker.published(), Ordering::SeqCst);
+            state.tracker.restart();
+        }
+    }
+
     fn was_ever_selected(&self) -> bool {
         self.ever_selected.load(Ordering::SeqCst)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        let mut state = lock(&self.state);
+        state.tracker.published_up_to(self.published.load(Ordering::Acquire));
+        state
     }
 
     /// Waits for a place in the window of outstanding publishes until the deadline; false when there is no window.
@@ -338,7 +360,7 @@ impl Confirms {
         let _waiting = before_waiting();
         let waiter = Waiter::new();
         loop {
-            let mut state = lock(&self.state);
+            let mut state = self.lock();
             // Places are given up under the lock, or with a look at it afterwards.
             if self.try_reserve(window) {
                 state.forget_waiter(&waiter);
@@ -348,7 +370,7 @@ impl Confirms {
             state.waiting.push((Wanted::Place, waiter.clone()));
             drop(state);
             if let Err(given_up) = waiter.park(deadline) {
-                lock(&self.state).forget_waiter(&waiter);
+                self.lock().forget_waiter(&waiter);
                 return Err(given_up);
             }
         }
@@ -364,7 +386,7 @@ impl Confirms {
     #[cold]
     fn unreserve(&self) {
         self.taken.fetch_sub(1, Ordering::SeqCst);
-        let waiting = lock(&self.state).satisfied();
+        let waiting = self.lock().satisfied();
         wake_all(waiting);
     }
 
@@ -376,11 +398,6 @@ impl Confirms {
     }
 
     fn number_confirmed(&self, place: &mut Option<Place<'_>>) -> Numbered {
-        let mut state = lock(&self.state);
-        // A channel's gate is shut before its publishes are given up, so nothing slips in between.
-        if !self.is_selected() {
-            return Numbered::default();
-        }
         let (fingerprint, watched, has_place) = match place {
             Some(place) => (place.fingerprint, place.watched, std::mem::take(&mut place.reserved)),
             None => (None, false, false),
@@ -388,7 +405,12 @@ impl Confirms {
         if self.window.is_some() && !has_place {
             self.taken.fetch_add(1, Ordering::SeqCst);
         }
-        state.tracker.publish(fingerprint, watched)
+        let id = self.published.load(Ordering::Acquire) + 1;
+        if fingerprint.is_some() || !watched {
+            lock(&self.state).tracker.note(id, fingerprint, watched);
+        }
+        self.published.store(id, Ordering::Release);
+        Numbered { id, number: id - self.counted_from.load(Ordering::SeqCst) }
     }
 
     /// The outcome of a publish that is watched, if it is here; it can be taken once.
@@ -404,7 +426,7 @@ impl Confirms {
     }
 
     fn look_for_outcome(&self, id: u64) -> Option<Outcome> {
-        let mut state = lock(&self.state);
+        let mut state = self.lock();
         let outcome = state.tracker.take_outcome(id);
         self.publish_progress(&state.tracker);
         outcome
@@ -417,7 +439,7 @@ impl Confirms {
 
     /// The outcome if it is here; if not, `waiter` is woken when it comes.
     fn poll_outcome(&self, id: u64, waiter: &Waiter) -> Option<Outcome> {
-        let mut state = lock(&self.state);
+        let mut state = self.lock();
         let outcome = state.tracker.take_outcome(id);
         self.publish_progress(&state.tracker);
         if outcome.is_none() {
@@ -434,7 +456,7 @@ impl Confirms {
                 return Ok(outcome);
             }
             if let Err(given_up) = waiter.park(deadline) {
-                lock(&self.state).forget_waiter(&waiter);
+                self.lock().forget_waiter(&waiter);
                 return self.take_outcome(id).ok_or(given_up);
             }
         }
@@ -443,7 +465,7 @@ impl Confirms {
     /// Nobody will ask for the outcome of this publish any more.
     fn forget(&self, id: u64) {
         if !self.is_acked(id) {
-            let mut state = lock(&self.state);
+            let mut state = self.lock();
             state.tracker.forget(id);
             state.forget_outcome(id);
             self.publish_progress(&state.tracker);
@@ -461,14 +483,14 @@ impl Confirms {
         let before = state.tracker.outstanding();
         change(&mut state.tracker);
         if self.window.is_some() {
-            self.taken.fetch_sub(before - state.tracker.outstanding(), Ordering::SeqCst);
+            self.taken.fetch_sub((before - state.tracker.outstanding()) as usize, Ordering::SeqCst);
         }
         self.publish_progress(&state.tracker);
         state.satisfied()
     }
 
     fn settle(&self, confirmations: &[Confirmation], woken: &mut Vec<Waiter>) {
-        let mut satisfied = self.change(lock(&self.state), |tracker| {
+        let mut satisfied = self.change(self.lock(), |tracker| {
             confirmations.iter().for_each(|confirmation| tracker.settle(*confirmation));
         });
         woken.append(&mut satisfied);
@@ -485,11 +507,11 @@ impl Confirms {
             &returned.raw_properties,
             &returned.body,
         );
-        lock(&self.state).tracker.returned(fingerprint, returned)
+        self.lock().tracker.returned(fingerprint, returned)
     }
 
     pub(super) fn take_returned(&self) -> Option<Arc<Returned>> {
-        if self.was_ever_selected() { lock(&self.state).tracker.take_returned() } else { None }
+        if self.was_ever_selected() { self.lock().tracker.take_returned() } else { None }
     }
 
     /// The channel is gone. Returns who is to be woken once no lock is held.
@@ -498,7 +520,7 @@ impl Confirms {
         if !self.is_selected() {
             return Vec::new();
         }
-        let state = lock(&self.state);
+        let state = self.lock();
         self.selected.store(false, Ordering::SeqCst);
         self.change(state, |tracker| tracker.lose(cause))
     }
@@ -542,12 +564,12 @@ impl Core {
             return Err(Error::invalid("the channel was never in confirm mode: call confirm_select first"));
         }
         let (last, mark) = {
-            let tracker = &mut lock(&self.confirms.state).tracker;
+            let tracker = &mut self.confirms.lock().tracker;
             (tracker.published(), tracker.begin_report())
         };
         let waiter = Waiter::new();
         let why = loop {
-            let mut state = lock(&self.confirms.state);
+            let mut state = self.confirms.lock();
             if !state.tracker.is_waiting_for(last) {
                 let (failures, more) = state.tracker.end_report(mark, self.confirms.is_selected());
                 drop(state);
@@ -560,7 +582,7 @@ impl Core {
             }
         };
         let error = self.given_up(why, "waiting for confirms", timeout);
-        let mut state = lock(&self.confirms.state);
+        let mut state = self.confirms.lock();
         state.forget_waiter(&waiter);
         let missing: Vec<u64> = state.tracker.outstanding_up_to(last).collect();
         let (mut failures, more) = state.tracker.end_report(mark, self.confirms.is_selected());
@@ -621,11 +643,7 @@ impl Core {
         let coming = self.begin(timeout, name, replies, Urgency::Caller, |out, channel| {
             write_method(out, channel, outgoing.max_frame(), &ConfirmSelect { nowait: false })?;
             // Under the outgoing buffer's lock: what is published after this method counts.
-            let mut state = lock(&self.confirms.state);
-            if !self.confirms.selected.swap(true, Ordering::SeqCst) {
-                self.confirms.ever_selected.store(true, Ordering::SeqCst);
-                state.tracker.restart();
-            }
+            self.confirms.select();
             Ok(())
         })?;
         outgoing.flush();

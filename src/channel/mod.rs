@@ -21,6 +21,7 @@ mod message;
 mod no_wait;
 mod publish;
 mod queue;
+mod ranges;
 mod returns;
 mod select;
 mod tracker;
@@ -451,7 +452,9 @@ impl Core {
         let calls = std::mem::take(&mut state.calls);
         let consumers: Vec<Sink> = state.consumers.drain().collect();
         state.unacked.clear();
-        // Under the lock: should somebody open the channel again at once, this comes before.
+        // Under the lock: should somebody open the channel again at once, this comes before. And no publish may be
+        // numbered after those that are outstanding were given up.
+        self.connection.outgoing.shut_silently(&self.gate);
         let waiting = self.confirms.lose(cause);
         drop(state);
         wake_all(waiting);

@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{confirm::Outcome, unacked::Unacked};
+use super::{confirm::Outcome, ranges::Ranges};
 use crate::{
     connection::state::Confirmation,
     error::{Error, Returned},
@@ -21,17 +21,22 @@ use crate::{
 const KEPT_FAILURES: usize = 1000;
 
 /// The publishes of one channel.
+///
+/// An ordinary publish, and an ack in its turn, change a number and nothing else.
 #[derive(Debug, Default)]
 pub(super) struct Tracker {
     /// The id of the last publish.
     published: u64,
     /// The last id before the broker began to count anew.
     counted_from: u64,
-    outstanding: Unacked,
+    /// Everything up to this id is settled.
+    settled: u64,
+    /// What is settled beyond that: not the one that follows.
+    settled_beyond: Ranges,
     /// Mandatory publishes that are outstanding, oldest first: only these can be returned.
     mandatory: VecDeque<Mandatory>,
-    /// The outstanding publishes about which somebody wants to know in particular.
-    watched: Unacked,
+    /// The outstanding publishes about which nobody wants to know in particular.
+    unwatched: Ranges,
     /// What became of those that are not outstanding any more, until it was asked for. An ack is not kept: what
     /// was published and is neither outstanding nor here was acked.
     outcomes: HashMap<u64, Outcome>,
@@ -125,19 +130,21 @@ impl Failures {
 }
 
 impl Tracker {
-    /// Numbers a publish; `fingerprint` if it is mandatory, `watched` if somebody will
-    /// [`take`](Tracker::take_outcome) its outcome or [`forget`](Tracker::forget) it.
-    pub(super) fn publish(&mut self, fingerprint: Option<Fingerprint>, watched: bool) -> Numbered {
-        self.published += 1;
-        let id = self.published;
-        self.outstanding.insert(id);
+    /// All ids up to this one are given to publishes.
+    pub(super) fn published_up_to(&mut self, id: u64) {
+        self.published = self.published.max(id);
+    }
+
+    /// What is special about a publish: it is mandatory, or is not watched. Somebody will
+    /// [`take`](Tracker::take_outcome) the outcome of every other one, or [`forget`](Tracker::forget) it.
+    pub(super) fn note(&mut self, id: u64, fingerprint: Option<Fingerprint>, watched: bool) {
+        self.published_up_to(id);
         if let Some(fingerprint) = fingerprint {
             self.mandatory.push_back(Mandatory { id, fingerprint, returned: None });
         }
-        if watched {
-            self.watched.insert(id);
+        if !watched {
+            self.unwatched.insert(id, id);
         }
-        Numbered { id, number: self.number(id) }
     }
 
     fn number(&self, id: u64) -> u64 {
@@ -149,22 +156,22 @@ impl Tracker {
         self.published
     }
 
-    pub(super) fn outstanding(&self) -> usize {
-        self.outstanding.len()
+    pub(super) fn outstanding(&self) -> u64 {
+        self.published - self.settled - self.settled_beyond.len()
     }
 
     pub(super) fn is_outstanding(&self, id: u64) -> bool {
-        self.outstanding.contains(id)
+        self.settled < id && !self.settled_beyond.contains(id)
     }
 
     /// Something up to `id` is outstanding.
     pub(super) fn is_waiting_for(&self, id: u64) -> bool {
-        self.settled_up_to() < id
+        self.settled < id
     }
 
     /// Everything up to this id is settled.
     pub(super) fn settled_up_to(&self) -> u64 {
-        self.outstanding.first().map_or(self.published, |first| first - 1)
+        self.settled
     }
 
     /// The broker has settled some publishes. Numbers that are not outstanding are ignored.
@@ -176,22 +183,26 @@ impl Tracker {
             (true, last) => (0, id(last)),
             (false, last) => (id(first), id(last)),
         };
+        let (first, last) = (first.max(self.settled + 1), last.min(self.published));
         if acked && self.mandatory.is_empty() {
-            self.outstanding.remove_range(first, last);
-            self.watched.remove_range(first, last);
-            return;
+            self.mark_settled(first, last);
+        } else {
+            self.resolve_all(first, last, &if acked { Outcome::Acked } else { Outcome::Nacked });
         }
-        let outcome = if acked { Outcome::Acked } else { Outcome::Nacked };
-        let mut next = first;
-        while let Some(id) = self.outstanding.first_from(next).filter(|id| *id <= last) {
-            self.resolve(id, outcome.clone());
-            next = id;
+    }
+
+    fn mark_settled(&mut self, first: u64, last: u64) {
+        if first > self.settled + 1 {
+            self.settled_beyond.insert(first, last);
+        } else if last > self.settled {
+            self.settled = self.settled_beyond.remove_through(last);
+            self.unwatched.remove_up_to(self.settled);
         }
     }
 
     /// What became of a publish that is watched; `None` while it is outstanding. Whoever takes it is told.
     pub(super) fn take_outcome(&mut self, id: u64) -> Option<Outcome> {
-        if self.outstanding.contains(id) {
+        if self.is_outstanding(id) {
             return None;
         }
         let Some(outcome) = self.outcomes.remove(&id) else { return Some(Outcome::Acked) };
@@ -201,7 +212,9 @@ impl Tracker {
 
     /// Nobody will ask for the outcome of this publish any more.
     pub(super) fn forget(&mut self, id: u64) {
-        self.watched.remove(id);
+        if self.is_outstanding(id) {
+            self.unwatched.insert(id, id);
+        }
         self.outcomes.remove(&id);
     }
 
@@ -239,9 +252,7 @@ impl Tracker {
 
     /// The channel is gone: nothing more will be heard of what is outstanding.
     pub(super) fn lose(&mut self, cause: &Error) {
-        while let Some(first) = self.outstanding.first() {
-            self.resolve(first, Outcome::Unknown(cause.clone()));
-        }
+        self.resolve_all(self.settled + 1, self.published, &Outcome::Unknown(cause.clone()));
     }
 
     /// The broker counts anew, on a newly opened channel. Failures that nobody was told stay.
@@ -272,12 +283,20 @@ impl Tracker {
 
     /// The numbers that are outstanding up to the one with the id `last`.
     pub(super) fn outstanding_up_to(&self, last: u64) -> impl Iterator<Item = u64> + '_ {
-        self.outstanding.iter().take_while(move |id| *id <= last).map(|id| self.number(id))
+        self.settled_beyond.missing(self.settled + 1, last).map(|id| self.number(id))
+    }
+
+    /// Settles what is outstanding from `first` to `last`.
+    fn resolve_all(&mut self, first: u64, last: u64, outcome: &Outcome) {
+        let settled_beyond = std::mem::take(&mut self.settled_beyond);
+        for id in settled_beyond.missing(first, last) {
+            self.resolve(id, outcome.clone());
+        }
+        self.settled_beyond = settled_beyond;
+        self.mark_settled(first, last);
     }
 
     fn resolve(&mut self, id: u64, outcome: Outcome) {
-        self.outstanding.remove(id);
-        let watched = self.watched.remove(id);
         // A return that arrived decides, whatever came after it.
         let returned = self.take_mandatory(id).and_then(|mandatory| mandatory.returned);
         let outcome = returned.map_or(outcome, Outcome::Returned);
@@ -285,7 +304,7 @@ impl Tracker {
             return;
         }
         self.failures.push(id, self.number(id), outcome.clone());
-        if watched {
+        if !self.unwatched.contains(id) {
             self.outcomes.insert(id, outcome);
         }
     }
@@ -309,8 +328,14 @@ mod tests {
         Fingerprint { message, properties: 0 }
     }
 
+    fn publish(tracker: &mut Tracker, fingerprint: Option<Fingerprint>, watched: bool) -> u64 {
+        let id = tracker.published() + 1;
+        tracker.note(id, fingerprint, watched);
+        id
+    }
+
     fn watch(tracker: &mut Tracker, fingerprint: Option<Fingerprint>) -> u64 {
-        tracker.publish(fingerprint, true).id
+        publish(tracker, fingerprint, true)
     }
 
     fn settle(tracker: &mut Tracker, number: u64, multiple: bool, acked: bool) {
@@ -373,7 +398,7 @@ mod tests {
                 Some(Outcome::Acked)
             ]
         ));
-        assert!(tracker.mandatory.is_empty() && tracker.watched.is_empty() && tracker.outcomes.is_empty());
+        assert!(tracker.mandatory.is_empty() && tracker.unwatched.is_empty() && tracker.outcomes.is_empty());
     }
 
     /// Row 62: properties decide only between messages that are the same otherwise.
@@ -398,13 +423,13 @@ mod tests {
     #[test]
     fn what_is_lost_is_a_failure_until_somebody_is_told() {
         let mut tracker = Tracker::default();
-        for number in 1..=2 {
-            assert_eq!(tracker.publish(None, false), Numbered { id: number, number });
+        for id in 1..=2 {
+            assert_eq!(publish(&mut tracker, None, false), id);
         }
         settle(&mut tracker, 1, false, true);
         tracker.lose(&Error::WouldBlock);
         tracker.restart();
-        assert_eq!(tracker.publish(None, false), Numbered { id: 3, number: 1 });
+        assert_eq!(publish(&mut tracker, None, false), 3);
         let (failures, more) = report(&mut tracker);
         assert!(matches!(&failures[..], [(2, Outcome::Unknown(Error::WouldBlock))]) && more == 0);
         assert!(report(&mut tracker).0.is_empty());
@@ -417,12 +442,12 @@ mod tests {
     fn a_failure_is_reported_to_all_who_were_waiting() {
         let mut tracker = Tracker::default();
         let (first, second) = (tracker.begin_report(), tracker.begin_report());
-        let numbered = tracker.publish(None, true);
-        let _ = tracker.publish(None, false);
+        let id = watch(&mut tracker, None);
+        publish(&mut tracker, None, false);
         settle(&mut tracker, 2, true, false);
         assert_eq!(tracker.end_report(first, true).0.len(), 2);
         let third = tracker.begin_report();
-        assert!(matches!(tracker.take_outcome(numbered.id), Some(Outcome::Nacked)));
+        assert!(matches!(tracker.take_outcome(id), Some(Outcome::Nacked)));
         assert!(matches!(&tracker.end_report(second, true).0[..], [(2, Outcome::Nacked)]));
         assert!(tracker.end_report(third, true).0.is_empty());
         assert!(tracker.failures.kept.is_empty() && tracker.failures.reports.is_empty());
@@ -439,10 +464,10 @@ mod tests {
                 settle(&mut tracker, number, true, true);
             }
         }
-        assert!(tracker.watched.is_empty() && tracker.outcomes.is_empty() && tracker.mandatory.is_empty());
+        assert!(tracker.unwatched.is_empty() && tracker.outcomes.is_empty() && tracker.mandatory.is_empty());
         for _ in 0..10_000 {
-            let numbered = tracker.publish(None, false);
-            settle(&mut tracker, numbered.number, false, false);
+            let number = publish(&mut tracker, None, false);
+            settle(&mut tracker, number, false, false);
         }
         let (failures, more) = report(&mut tracker);
         assert_eq!((failures.len(), more), (KEPT_FAILURES, 10_000 - KEPT_FAILURES as u64));

@@ -14,8 +14,8 @@ use crate::{
     transport::Patience,
 };
 
-/// How long frames of a stream are gathered before the writer thread writes them: long against the cost of a
-/// system call, short against anything that a person or a network notices.
+/// How long after a write the frames of a stream are gathered before the writer thread writes them: long against the
+/// cost of a system call, short against anything that a person or a network notices.
 pub(super) const LINGER: Duration = Duration::from_micros(150);
 
 /// After a failed write, how long the reader gets to find the broker's own words about it (a
@@ -29,7 +29,6 @@ const STALL_WITHOUT_HEARTBEAT: Duration = Duration::from_secs(20);
 pub(super) fn run(shared: &Shared, heartbeat: Heartbeat) {
     let outgoing = &shared.outgoing;
     let stall_limit = heartbeat.dead_after().unwrap_or(STALL_WITHOUT_HEARTBEAT);
-    let mut linger_until: Option<Instant> = None;
     loop {
         let now = Instant::now();
         let last_heard = shared.incoming.last_heard(now);
@@ -70,22 +69,15 @@ pub(super) fn run(shared: &Shared, heartbeat: Heartbeat) {
             state.urgent = true;
         }
 
+        // While frames come in a stream their appenders need not wake this thread: it looks by itself.
+        let linger_until = Some(state.last_write + LINGER).filter(|end| *end > now);
         if state.unsent() > 0 && state.may_take_turn() {
-            let due =
-                state.urgent || state.phase != Phase::Open || linger_until.is_some_and(|end| now >= end);
-            if due {
+            if state.urgent || state.phase != Phase::Open || linger_until.is_none() {
                 state.urgent = false;
                 outgoing.write_out(state, Patience::Quantum);
-                linger_until = Some(Instant::now() + LINGER);
                 continue;
             }
-            linger_until.get_or_insert(now + LINGER);
-        } else if linger_until.is_some_and(|end| now >= end) {
-            // Nothing came for a while: the next publish is a lone one, and its caller writes it.
-            linger_until = None;
-            state.streaming = false;
-        }
-        if state.unsent() == 0 {
+        } else if state.unsent() == 0 {
             state.urgent = false;
         }
 

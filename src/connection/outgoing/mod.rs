@@ -27,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::tap::Taps;
+use super::{tap::Taps, writer::LINGER};
 use crate::{
     error::{Error, Result},
     protocol::{frame::write_method, spec::ChannelFlowOk},
@@ -37,7 +37,7 @@ use crate::{
 use gate::{BUSY, OWES_FLOW_OK, SHUT, STOPPED};
 
 /// A caller that gathers this much writes it out: larger writes are hardly cheaper per byte.
-const FLUSH_AT: usize = 64 * 1024;
+const FLUSH_AT: usize = 128 * 1024;
 
 /// How often the holder of a turn goes on for others that appended meanwhile, before he leaves it to the
 /// writer thread and returns to his own business.
@@ -104,6 +104,8 @@ pub(crate) struct Outgoing {
     /// Where the writer thread sleeps.
     pub(super) work: Condvar,
     limit: usize,
+    /// [`FLUSH_AT`], or the limit if that is less.
+    flush_at: usize,
     max_frame: usize,
     taps: Taps,
 }
@@ -166,11 +168,11 @@ impl State {
     }
 
     /// What is to be written should be written now: somebody waits for it, or it is much, or the rest of what was begun.
-    fn is_due(&self) -> bool {
+    fn is_due(&self, flush_at: usize) -> bool {
         self.wanted
             || self.urgent
             || self.phase != Phase::Open
-            || self.buffer.len() >= FLUSH_AT
+            || self.buffer.len() >= flush_at
             || self.unfinished.len() + self.backlog > 0
     }
 
@@ -211,7 +213,8 @@ impl Outgoing {
             failure: None,
             waiting: Vec::new(),
         };
-        Outgoing { transport, state: Mutex::new(state), work: Condvar::new(), limit, max_frame, taps }
+        let (state, work, flush_at) = (Mutex::new(state), Condvar::new(), FLUSH_AT.min(limit));
+        Outgoing { transport, state, work, limit, flush_at, max_frame, taps }
     }
 
     pub(crate) fn max_frame(&self) -> usize {
@@ -244,6 +247,10 @@ impl Outgoing {
             return Ok(Push::Later);
         }
         let before = state.buffer.len();
+        if before == 0 && state.streaming && urgency == Urgency::Stream {
+            // After a pause the next one is a lone one again.
+            state.streaming = state.last_write.elapsed() < LINGER;
+        }
         if let Err(error) = encode(&mut state.buffer, bits as u16) {
             state.buffer.truncate(before);
             return Err(error);
@@ -263,7 +270,7 @@ impl Outgoing {
             // The holder of the turn sees it when he is done.
             Urgency::Stream if state.turn.is_some() => false,
             Urgency::Stream => {
-                if !std::mem::replace(&mut state.streaming, true) || state.buffer.len() >= FLUSH_AT {
+                if !std::mem::replace(&mut state.streaming, true) || state.buffer.len() >= self.flush_at {
                     return true;
                 }
                 std::mem::replace(&mut state.writer_asleep, false)
@@ -364,7 +371,7 @@ impl Outgoing {
     /// others append meanwhile, and nobody waits for, is gathered on.
     pub(super) fn write_out<'a>(&'a self, mut state: MutexGuard<'a, State>, patience: Patience) {
         for round in 0..ROUNDS {
-            if state.unsent() == 0 || !state.may_take_turn() || (round > 0 && !state.is_due()) {
+            if state.unsent() == 0 || !state.may_take_turn() || (round > 0 && !state.is_due(self.flush_at)) {
                 break;
             }
             let mut batch = std::mem::take(&mut state.unfinished);
@@ -456,7 +463,7 @@ impl Outgoing {
     /// Gives the turn up: wakes those who wait for it, and the writer thread if something is left to do.
     fn end_turn(&self, mut state: MutexGuard<'_, State>) {
         let ending = !matches!(state.phase, Phase::Open | Phase::Closing);
-        let left = state.failure.is_some() || ending || (state.unsent() > 0 && state.is_due());
+        let left = state.failure.is_some() || ending || (state.unsent() > 0 && state.is_due(self.flush_at));
         state.urgent |= left;
         // What is fresh is written after a while.
         let fresh = !left && state.unsent() > 0 && std::mem::replace(&mut state.writer_asleep, false);
