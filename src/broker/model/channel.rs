@@ -122,6 +122,18 @@ impl Channel {
         self.last_tag
     }
 
+    /// What [`next_tag`](Channel::next_tag) will give.
+    pub(super) fn tag_to_come(&self) -> u64 {
+        self.last_tag + 1
+    }
+
+    /// How many deliveries to a consumer of a queue are not settled.
+    pub(super) fn unacked_of(&self, queue: &Name, tag: &Name) -> u32 {
+        let of_consumer =
+            |unacked: &&Unacked| unacked.queue == *queue && unacked.consumer.as_ref() == Some(tag);
+        u32::try_from(self.unacked.values().filter(of_consumer).count()).unwrap_or(u32::MAX)
+    }
+
     pub(super) fn is_limited(&self) -> bool {
         self.global_prefetch != 0 && self.volume >= self.global_prefetch.into()
     }

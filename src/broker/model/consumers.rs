@@ -14,6 +14,8 @@ pub(super) struct Consumer {
     pub(super) tag: Name,
     pub(super) no_ack: bool,
     pub(super) priority: i64,
+    /// Who has come earlier has a smaller one.
+    pub(super) attached: u64,
 }
 
 impl Consumer {
@@ -30,18 +32,34 @@ pub(super) struct Consumers {
     aside: Vec<Consumer>,
     count: usize,
     /// Only the holder gets messages.
-    single_active: bool,
+    single_active: Option<Succession>,
     /// The exclusive consumer, or the active one of a queue with a single active consumer.
     holder: Option<(ChannelId, Name)>,
 }
 
+/// Who follows on a single active consumer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Succession {
+    /// The next of the highest priority: classic queues.
+    Priority,
+    /// Who came first: quorum queues of 3.x.
+    Arrival,
+    /// The next of the highest priority, who does not wait for it, but only until the active consumer has settled
+    /// everything: quorum queues of 4.x.
+    TakeOver,
+}
+
 impl Consumers {
-    pub(super) fn new(single_active: bool) -> Consumers {
+    pub(super) fn new(single_active: Option<Succession>) -> Consumers {
         Consumers { single_active, ..Consumers::default() }
     }
 
     pub(super) fn len(&self) -> usize {
         self.count
+    }
+
+    pub(super) fn is_there(&self, channel: ChannelId, tag: &[u8]) -> bool {
+        self.iter().any(|consumer| consumer.is(channel, tag))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -54,14 +72,14 @@ impl Consumers {
 
     /// Whether a consumer that is exclusive, or not, may be added.
     pub(super) fn may_add(&self, exclusive: bool) -> bool {
-        if self.single_active {
+        if self.single_active.is_some() {
             return !exclusive;
         }
         self.holder.is_none() && !(exclusive && self.count > 0)
     }
 
     pub(super) fn add(&mut self, consumer: Consumer, exclusive: bool) {
-        if exclusive || (self.single_active && self.holder.is_none()) {
+        if exclusive || (self.single_active.is_some() && self.holder.is_none()) {
             self.holder = Some((consumer.channel, consumer.tag.clone()));
         }
         self.count += 1;
@@ -84,8 +102,11 @@ impl Consumers {
 
     /// The consumer of the next message, if there is one that `can` take it.
     pub(super) fn next(&mut self, mut can: impl FnMut(&Consumer) -> bool) -> Option<Consumer> {
-        if self.single_active {
+        if self.single_active.is_some() {
             let (channel, tag) = self.holder.clone()?;
+            if self.takes_over() && self.successor().is_some() {
+                return None;
+            }
             let holder = self.in_line.values().flatten().find(|consumer| consumer.is(channel, &tag))?.clone();
             if can(&holder) {
                 return Some(holder);
@@ -127,16 +148,49 @@ impl Consumers {
 
     /// Whether this consumer would get a message now, as far as the queue is concerned.
     pub(super) fn is_active(&self, channel: ChannelId, tag: &[u8]) -> bool {
-        !self.single_active
+        self.single_active.is_none()
             || self.holder.as_ref().is_some_and(|(holder, name)| *holder == channel && **name == *tag)
     }
 
-    fn line_up(&mut self, consumer: Consumer) {
-        self.in_line.entry(Reverse(consumer.priority)).or_default().push_back(consumer);
+    pub(super) fn takes_over(&self) -> bool {
+        self.single_active == Some(Succession::TakeOver)
     }
 
-    fn set_aside(&mut self, consumer: &Consumer) {
-        if let Some(line) = self.in_line.get_mut(&Reverse(consumer.priority)) {
+    /// Lets a consumer of higher priority follow, unless the active one has something to settle.
+    pub(super) fn hand_over(&mut self, is_idle: impl Fn(&Consumer) -> bool) {
+        let Some(next) = self.successor().cloned() else { return };
+        let Some((channel, tag)) = self.holder.take() else { return };
+        let Some(active) = self.iter().find(|consumer| consumer.is(channel, &tag)).cloned() else { return };
+        if !is_idle(&active) {
+            self.holder = Some((channel, tag));
+            return;
+        }
+        // It waits with the others, as the last of its priority.
+        self.in_line.values_mut().for_each(|line| line.retain(|other| *other != active));
+        self.aside.retain(|other| *other != active);
+        self.line_up(active);
+        self.holder = Some((next.channel, next.tag));
+    }
+
+    /// Who has a higher priority than the active consumer.
+    fn successor(&self) -> Option<&Consumer> {
+        let (channel, tag) = self.holder.as_ref()?;
+        let active = self.iter().find(|consumer| consumer.is(*channel, tag))?;
+        self.in_line.values().flatten().next().filter(|first| first.priority > active.priority)
+    }
+
+    fn place(&self, consumer: &Consumer) -> Reverse<i64> {
+        let by_arrival = self.single_active == Some(Succession::Arrival);
+        Reverse(if by_arrival { 0 } else { consumer.priority })
+    }
+
+    fn line_up(&mut self, consumer: Consumer) {
+        self.in_line.entry(self.place(&consumer)).or_default().push_back(consumer);
+    }
+
+    /// Takes a consumer out of the line until [`resume`](Consumers::resume).
+    pub(super) fn set_aside(&mut self, consumer: &Consumer) {
+        if let Some(line) = self.in_line.get_mut(&self.place(consumer)) {
             line.retain(|other| other != consumer);
         }
         self.aside.push(consumer.clone());
@@ -152,7 +206,7 @@ impl Consumers {
             .as_ref()
             .is_some_and(|(channel, tag)| self.iter().any(|consumer| consumer.is(*channel, tag)));
         if !holder_stays {
-            let next = if self.single_active { self.iter().next() } else { None };
+            let next = self.single_active.and_then(|_| self.iter().next());
             self.holder = next.map(|consumer| (consumer.channel, consumer.tag.clone()));
         }
     }

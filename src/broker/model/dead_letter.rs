@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{
     Emulate, Name,
     message::{EXPIRATION, Fields, Memory, Message, sorted},
+    ready::Entry,
 };
 use crate::protocol::value::{FieldTable, FieldValue};
 
@@ -50,7 +51,7 @@ pub(super) struct DeadLetters {
 
 /// The message that is published to the dead-letter exchange. `time` is in seconds since 1970.
 pub(super) fn letter(
-    message: &Message,
+    entry: &Entry,
     queue: &Name,
     reason: Reason,
     to: &DeadLetters,
@@ -58,10 +59,12 @@ pub(super) fn letter(
     emulate: Emulate,
     memory: &Memory,
 ) -> Message {
+    let message = &entry.message;
     let mut fields = Fields::decode(&message.properties).unwrap_or_else(|_| Fields::empty());
     let mut headers = fields.headers().unwrap_or_default();
     let mut deaths = message.deaths.clone();
-    let original = fields.short(EXPIRATION).map(<[u8]>::to_vec);
+    // What 3.x reads from the disk it has not decoded, and then it does not see the expiration.
+    let original = fields.short(EXPIRATION).filter(|_| !entry.lazy).map(<[u8]>::to_vec);
     fields.remove(EXPIRATION);
     match emulate {
         Emulate::RabbitMq3 => {

@@ -5,6 +5,7 @@ use super::{
     arguments::{QueueType, check_consumer_arguments},
     channel::{ChannelConsumer, Unacked},
     consumers::Consumer,
+    ready::Holder,
     values::integer,
     vhost::{BUDGET, Vhost},
 };
@@ -30,25 +31,23 @@ impl Vhost {
             return self.consume_replies(channel, tag, options.no_ack);
         }
         self.check_consume(channel, &queue, &options)?;
+        let attached = self.next_id();
         let opened = self.channel(channel)?;
-        let prefetch = opened.prefetch;
+        let (prefetch, unacked) = (opened.prefetch, opened.unacked_of(&queue, &tag));
         let Some(found) = self.queues.get_mut(&queue) else { return Err(self.no_queue(&queue)) };
         let priority = options.arguments.get("x-priority").and_then(integer).unwrap_or(0);
         let (kind, queue_id) = (found.kind, found.id);
         let exclusive = options.exclusive && kind == QueueType::Classic;
-        let consumer = Consumer { channel, tag: tag.clone(), no_ack: options.no_ack, priority };
+        let consumer = Consumer { channel, tag: tag.clone(), no_ack: options.no_ack, priority, attached };
         if let Some(stream) = &mut found.stream {
             stream.attach(&consumer, &options.arguments, self.now, self.settings.epoch);
         }
         found.consumers.add(consumer, exclusive);
         found.had_consumers = true;
-        let consumer = ChannelConsumer {
-            queue: queue.clone(),
-            queue_id,
-            no_ack: options.no_ack,
-            prefetch,
-            outstanding: 0,
-        };
+        // To a quorum queue a consumer that comes back with its old tag is the same.
+        let outstanding = if kind == QueueType::Quorum { unacked } else { 0 };
+        let consumer =
+            ChannelConsumer { queue: queue.clone(), queue_id, no_ack: options.no_ack, prefetch, outstanding };
         self.channel(channel)?.consumers.insert(tag.clone(), consumer);
         self.run(&queue);
         self.send_letters();
@@ -71,6 +70,10 @@ impl Vhost {
             if prefetch == 0 {
                 let text = format!("consumer prefetch count is not set for {unset}");
                 return Err(Refusal::precondition(text));
+            }
+            let filter = options.arguments.get("x-stream-filter").is_some();
+            if filter && emulate == Emulate::RabbitMq4 {
+                return Err(Refusal::not_implemented("this broker has no stream filters (x-stream-filter)"));
             }
             if options.no_ack {
                 let text = format!("automatic acknowledgement not supported by {unacked}");
@@ -118,8 +121,9 @@ impl Vhost {
             }
         }
         self.after_consumers_left(&consumer.queue);
-        // In 3.x the successor of a single active consumer gets nothing until something else happens there.
-        if self.emulate() != Emulate::RabbitMq3 {
+        // In 3.x the successor of a classic queue's single active consumer gets nothing until something else happens there.
+        let is_quorum = self.queues.get(&consumer.queue).is_some_and(|queue| queue.kind == QueueType::Quorum);
+        if self.emulate() != Emulate::RabbitMq3 || is_quorum {
             self.run(&consumer.queue);
         }
         self.send_letters();
@@ -166,15 +170,26 @@ impl Vhost {
             )));
         }
         self.touch(&name);
+        let (emulate, attached) = (self.emulate(), self.next_id());
+        let tag_to_come = self.channel(channel)?.tag_to_come();
         let Some(queue) = self.queues.get_mut(&name) else { return Ok(None) };
-        let Some(entry) = queue.ready.pop() else { return Ok(None) };
+        let Some(mut entry) = queue.ready.pop() else { return Ok(None) };
+        if queue.kind == QueueType::Quorum {
+            let tag = Name::from(tag_to_come.to_string());
+            entry.holder = Some(Box::new(Holder { channel, tag, fetched: true, attached }));
+        }
         let (queue_id, sequence, redelivered) = (queue.id, entry.sequence, entry.redelivered);
-        let payload = entry.delivered(queue.kind);
+        let payload = entry.delivered(queue.kind, emulate);
         if !no_ack {
             queue.unacked.insert(sequence, entry);
         }
+        // A quorum queue counts before it looks at what has expired behind the message.
+        let counted = (queue.kind == QueueType::Quorum).then(|| queue.ready.len());
         self.expire_messages(&name);
-        let messages = self.status(&name).messages;
+        let messages = match counted {
+            Some(count) => u32::try_from(count).unwrap_or(u32::MAX),
+            None => self.status(&name).messages,
+        };
         let channel = self.channel(channel)?;
         let delivery_tag = channel.next_tag();
         if !no_ack {
@@ -252,8 +267,18 @@ impl Vhost {
 
     /// Hands out messages for as long as there are messages and consumers that can take them.
     pub(super) fn run(&mut self, name: &Name) {
-        if self.queues.get(name).is_some_and(|queue| queue.stream.is_some()) {
+        let emulate = self.emulate();
+        let Vhost { queues, channels, .. } = self;
+        let Some(queue) = queues.get_mut(name) else { return };
+        if queue.stream.is_some() {
             return self.run_stream(name);
+        }
+        if queue.consumers.takes_over() {
+            queue.consumers.hand_over(|consumer| {
+                let own =
+                    channels.get(&consumer.channel).and_then(|channel| channel.consumers.get(&consumer.tag));
+                own.is_none_or(|own| own.outstanding == 0)
+            });
         }
         loop {
             let Vhost { queues, channels, sessions, .. } = self;
@@ -261,26 +286,47 @@ impl Vhost {
             if queue.ready.is_empty() {
                 return;
             }
+            // The limit of a channel is for its consumers of classic queues.
+            let is_quorum = queue.kind == QueueType::Quorum;
             let can = |consumer: &Consumer| {
                 let writable = sessions.get(&consumer.channel.session).is_none_or(|session| session.writable);
                 let opened = channels.get(&consumer.channel);
                 writable
                     && opened.is_some_and(|opened| {
-                        !opened.is_limited()
+                        (is_quorum || !opened.is_limited())
                             && opened.consumers.get(&consumer.tag).is_some_and(|own| !own.is_full())
                     })
             };
             let Some(consumer) = queue.consumers.next(can) else { return };
-            let Some(entry) = queue.ready.pop() else { return };
+            let Some(mut entry) = queue.ready.pop() else { return };
+            if queue.kind == QueueType::Quorum {
+                let Consumer { channel, ref tag, attached, .. } = consumer;
+                let holder = Holder { channel, tag: tag.clone(), fetched: false, attached };
+                entry.holder = Some(Box::new(holder));
+            }
             let (queue_id, sequence, redelivered) = (queue.id, entry.sequence, entry.redelivered);
-            let payload = entry.delivered(queue.kind);
+            let payload = entry.delivered(queue.kind, emulate);
             if !consumer.no_ack {
                 queue.unacked.insert(sequence, entry);
             }
             let unacked =
                 Unacked { queue: name.clone(), queue_id, sequence, consumer: Some(consumer.tag.clone()) };
-            self.deliver_to(consumer, unacked, redelivered, payload);
+            self.deliver_to(consumer.clone(), unacked, redelivered, payload);
+            if is_quorum {
+                self.set_aside_if_full(name, &consumer);
+            }
             self.expire_messages(name);
+        }
+    }
+
+    /// Who is full loses the place in line: at once in a quorum queue, in others when it would be its turn.
+    fn set_aside_if_full(&mut self, name: &Name, consumer: &Consumer) {
+        let opened = self.channels.get(&consumer.channel);
+        let is_full = opened
+            .and_then(|opened| opened.consumers.get(&consumer.tag))
+            .is_some_and(ChannelConsumer::is_full);
+        if let Some(queue) = self.queues.get_mut(name).filter(|_| is_full) {
+            queue.consumers.set_aside(consumer);
         }
     }
 

@@ -15,7 +15,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(super) fn from_name(name: &[u8]) -> Option<Kind> {
+    pub(crate) fn from_name(name: &[u8]) -> Option<Kind> {
         match name {
             b"direct" => Some(Kind::Direct),
             b"fanout" => Some(Kind::Fanout),

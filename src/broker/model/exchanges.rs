@@ -96,6 +96,10 @@ impl Vhost {
         check_equivalence(&what, &existing.arguments, &options.arguments, None, self.emulate())
     }
 
+    pub(crate) fn has_exchange(&self, name: &[u8]) -> bool {
+        self.exchanges.contains_key(name)
+    }
+
     /// Passive declaration.
     pub(crate) fn check_exchange(&mut self, name: &[u8]) -> Result<()> {
         let name = stripped(name);

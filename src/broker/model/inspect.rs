@@ -1,6 +1,6 @@
 //! What there is: for tests that want to look inside.
 
-use super::{ChannelId, Name, Payload, exchange::Destination, queue::Queue, vhost::Vhost};
+use super::{ChannelId, Name, Payload, exchange::Destination, queue::Queue, ready::Entry, vhost::Vhost};
 use crate::protocol::value::FieldTable;
 
 /// An exchange.
@@ -118,6 +118,7 @@ impl Vhost {
         if let Some(stream) = &queue.stream {
             return stream.peek(most);
         }
-        queue.ready.iter().take(most).map(|entry| (entry.redelivered, entry.delivered(queue.kind))).collect()
+        let shown = |entry: &Entry| (entry.redelivered, entry.delivered(queue.kind, self.emulate()));
+        queue.ready.iter().take(most).map(shown).collect()
     }
 }

@@ -26,7 +26,7 @@ const PLACE: usize = 96;
 
 /// The properties that the broker looks at, by their place on the wire.
 pub(super) const HEADERS: usize = 2;
-const DELIVERY_MODE: usize = 3;
+pub(super) const DELIVERY_MODE: usize = 3;
 const PRIORITY: usize = 4;
 pub(super) const REPLY_TO: usize = 6;
 pub(super) const EXPIRATION: usize = 7;
@@ -201,6 +201,10 @@ impl<'a> Fields<'a> {
         }
     }
 
+    pub(super) fn set_octet(&mut self, place: usize, value: u8) {
+        self.set(place, vec![value]);
+    }
+
     pub(super) fn set_short(&mut self, place: usize, text: &[u8]) {
         let mut bytes = vec![u8::try_from(text.len()).unwrap_or(u8::MAX)];
         bytes.extend_from_slice(text.get(..255).unwrap_or(text));
@@ -366,9 +370,10 @@ fn delivered_headers(headers: &FieldTable, emulate: Emulate) -> Option<FieldTabl
     Some(if emulate == Emulate::RabbitMq3 { delivered } else { sorted(delivered) })
 }
 
-/// The same table in the order of its names.
+/// The same table in the order of its names. Of several entries with one name the first counts.
 pub(super) fn sorted(table: FieldTable) -> FieldTable {
     let mut entries: Vec<_> = table.iter().map(|(name, value)| (name.to_owned(), value.clone())).collect();
     entries.sort_by(|(one, _), (other, _)| one.cmp(other));
+    entries.dedup_by(|later, first| later.0 == first.0);
     entries.into_iter().collect()
 }

@@ -37,7 +37,7 @@ mod topic;
 mod values;
 mod vhost;
 
-pub(crate) use exchange::Destination;
+pub(crate) use exchange::{Destination, Kind as ExchangeKind};
 pub(crate) use inspect::*;
 pub use interface::Emulate;
 pub(crate) use interface::*;

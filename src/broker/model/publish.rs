@@ -189,9 +189,8 @@ impl Vhost {
             self.run(name);
             return true;
         }
-        // A quorum queue notices only after the fact that it has too many.
         let is_full = match queue.kind {
-            QueueType::Quorum => queue.is_over_limit(),
+            QueueType::Quorum => queue.refuses,
             _ => queue.would_overflow(message),
         };
         match queue.overflow {
@@ -204,10 +203,19 @@ impl Vhost {
             _ => {}
         }
         let entry = queue.entry(message.clone(), now);
+        let sequence = entry.sequence;
         let expires = entry.expires.is_some();
         queue.ready.push(entry);
         self.run(name);
+        if let Some(queue) = self.queues.get_mut(name).filter(|queue| queue.lazy)
+            && let Some(waiting) = queue.ready.pushed(sequence)
+        {
+            waiting.lazy = true;
+        }
         let dropped = self.drop_surplus(name);
+        if let Some(queue) = self.queues.get_mut(name) {
+            queue.watch_limit();
+        }
         let alone = self.queues.get(name).is_some_and(|queue| queue.ready.len() == 1);
         // RabbitMQ looks at the head only when this message may have become it by itself. One of a higher
         // priority, which takes the head from others, expires when something else happens there.
@@ -238,6 +246,7 @@ impl Vhost {
             self.give_up(name, &entry, Reason::Expired);
         }
         if let Some(queue) = self.queues.get_mut(name) {
+            queue.watch_limit();
             queue.head_expires = queue.ready.head().and_then(|entry| entry.expires);
         }
         self.schedule(name);
@@ -250,7 +259,7 @@ impl Vhost {
             return;
         }
         let (time, emulate) = (self.time(), self.emulate());
-        let message = dead_letter::letter(&entry.message, name, reason, to, time, emulate, &self.memory);
+        let message = dead_letter::letter(entry, name, reason, to, time, emulate, &self.memory);
         self.letters.push_back(Letter { message: Arc::new(message), reason });
     }
 

@@ -1,14 +1,18 @@
 //! A queue: its properties, its messages and its consumers.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     Emulate, Name, QueueOptions, SessionId,
     arguments::QueueType,
-    consumers::Consumers,
+    consumers::{Consumers, Succession},
     dead_letter::DeadLetters,
     message::Message,
-    ready::{Entry, Ready},
+    ready::{Entry, Holder, Ready},
     stream::Stream,
     values::integer,
 };
@@ -44,9 +48,12 @@ pub(super) struct Queue {
     pub(super) max_length: Option<u64>,
     pub(super) max_bytes: Option<u64>,
     pub(super) overflow: Overflow,
+    /// A quorum queue was full and has not much room yet.
+    pub(super) refuses: bool,
     pub(super) dead_letters: Option<DeadLetters>,
     pub(super) delivery_limit: Option<u32>,
     pub(super) single_active: bool,
+    pub(super) lazy: bool,
     pub(super) ready: Ready,
     /// Delivered, and not yet settled.
     pub(super) unacked: HashMap<u64, Entry, ByNumber>,
@@ -86,6 +93,8 @@ impl Queue {
         };
         let limit = arguments.get("x-delivery-limit").and_then(integer);
         let delivery_limit = match (kind, limit) {
+            // Below zero is none in 4.x, and to 3.x it is less than any number.
+            (QueueType::Quorum, Some(..0)) if emulate == Emulate::RabbitMq3 => Some(0),
             (QueueType::Quorum, Some(limit)) => u32::try_from(limit).ok(),
             (QueueType::Quorum, None) if emulate == Emulate::RabbitMq4 => Some(DELIVERY_LIMIT),
             _ => None,
@@ -104,13 +113,22 @@ impl Queue {
             max_length: number("x-max-length"),
             max_bytes: number("x-max-length-bytes"),
             overflow,
+            refuses: false,
             dead_letters: text("x-dead-letter-exchange")
                 .map(|exchange| DeadLetters { exchange, routing_key: text("x-dead-letter-routing-key") }),
             delivery_limit,
             single_active,
-            ready: Ready::new(max_priority),
+            lazy: text("x-queue-mode").as_deref() == Some(b"lazy"),
+            ready: match (kind, emulate) {
+                (QueueType::Quorum, Emulate::RabbitMq4) => Ready::with_turns(),
+                _ => Ready::new(max_priority),
+            },
             unacked: HashMap::default(),
-            consumers: Consumers::new(single_active),
+            consumers: Consumers::new(single_active.then_some(match (kind, emulate) {
+                (QueueType::Quorum, Emulate::RabbitMq3) => Succession::Arrival,
+                (QueueType::Quorum, Emulate::RabbitMq4) => Succession::TakeOver,
+                _ => Succession::Priority,
+            })),
             had_consumers: false,
             used: now,
             scheduled: None,
@@ -126,6 +144,20 @@ impl Queue {
         self.stream.as_ref().map_or(self.ready.len(), Stream::len)
     }
 
+    /// Consumers. In a quorum queue those who still have a message count, even if they only fetched it, and those who
+    /// wait behind a single active consumer do not.
+    pub(super) fn consumer_count(&self) -> usize {
+        let consumers = self.consumers.len();
+        if self.kind != QueueType::Quorum {
+            return consumers;
+        }
+        let holders: HashSet<_> = self.unacked.values().filter_map(|entry| entry.holder.as_deref()).collect();
+        let is_gone =
+            |holder: &&&Holder| holder.fetched || !self.consumers.is_there(holder.channel, &holder.tag);
+        let gone = holders.iter().filter(is_gone).count();
+        gone + if self.single_active { consumers.min(1) } else { consumers }
+    }
+
     pub(super) fn entry(&mut self, message: Arc<Message>, now: Duration) -> Entry {
         let milliseconds = match (self.time_to_live, message.expiration) {
             (Some(one), Some(other)) => Some(one.min(other)),
@@ -137,6 +169,8 @@ impl Queue {
             expires: milliseconds.map(|time| now.saturating_add(Duration::from_millis(time))),
             redelivered: false,
             returns: 0,
+            lazy: false,
+            holder: None,
         }
     }
 
@@ -149,6 +183,17 @@ impl Queue {
     /// Whether there are more messages than there may be.
     pub(super) fn is_over_limit(&self) -> bool {
         self.exceeds(self.ready.len() as u64, self.ready.bytes() as u64)
+    }
+
+    /// A quorum queue notices only after the fact that it has too many. Then it refuses until a fifth of what it may
+    /// hold is free.
+    pub(super) fn watch_limit(&mut self) {
+        let is_low = |max: Option<u64>, count: usize| max.is_none_or(|max| count as u64 <= max * 4 / 5);
+        if self.is_over_limit() {
+            self.refuses = true;
+        } else if is_low(self.max_length, self.ready.len()) && is_low(self.max_bytes, self.ready.bytes()) {
+            self.refuses = false;
+        }
     }
 
     /// Whether one more would be too many.

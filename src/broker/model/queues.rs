@@ -130,6 +130,10 @@ impl Vhost {
         }
     }
 
+    pub(crate) fn has_queue(&self, name: &[u8]) -> bool {
+        self.queues.contains_key(name)
+    }
+
     /// Passive declaration.
     pub(crate) fn check_queue(&mut self, channel: ChannelId, name: &[u8]) -> Result<QueueStatus> {
         let name = stripped(name);
@@ -162,10 +166,11 @@ impl Vhost {
                 "cannot delete {what}. queue.delete operations with {flag} flag set are not supported by quorum queues"
             )));
         }
-        if if_empty && !is_empty {
+        let heeds_conditions = kind != QueueType::Stream;
+        if heeds_conditions && if_empty && !is_empty {
             return Err(Refusal::precondition(format!("{what} not empty")));
         }
-        if if_unused && !is_unused {
+        if heeds_conditions && if_unused && !is_unused {
             return Err(Refusal::precondition(format!("{what} in use")));
         }
         let messages = self.status(&name).messages;
@@ -183,6 +188,7 @@ impl Vhost {
             return Err(Refusal::not_implemented(text));
         }
         let removed = queue.ready.clear();
+        queue.watch_limit();
         Ok(u32::try_from(removed).unwrap_or(u32::MAX))
     }
 

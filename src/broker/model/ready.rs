@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use super::{
-    Payload,
+    ChannelId, Emulate, Name, Payload,
     arguments::QueueType,
     message::{Fields, Kept, sorted},
 };
@@ -20,13 +20,39 @@ pub(super) struct Entry {
     pub(super) redelivered: bool,
     /// How often it came back.
     pub(super) returns: u32,
+    /// It has waited in a lazy queue.
+    pub(super) lazy: bool,
+    /// Who has it from a quorum queue.
+    pub(super) holder: Option<Box<Holder>>,
+}
+
+/// Who has a message of a quorum queue that is not settled: a consumer, or somebody who fetched it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Holder {
+    pub(super) channel: ChannelId,
+    /// Of whoever fetched a message: the delivery tag.
+    pub(super) tag: Name,
+    pub(super) fetched: bool,
+    /// Who has come earlier has a smaller one.
+    pub(super) attached: u64,
 }
 
 impl Entry {
-    /// What a consumer of such a queue gets: quorum queues say how often a message was delivered before.
-    pub(super) fn delivered(&self, kind: QueueType) -> Payload {
+    pub(super) fn holder_tag(&self) -> Option<&Name> {
+        self.holder.as_ref().map(|holder| &holder.tag)
+    }
+
+    pub(super) fn holder_attached(&self) -> Option<u64> {
+        self.holder.as_ref().map(|holder| holder.attached)
+    }
+
+    /// What a consumer of such a queue gets: quorum queues say how often a message was delivered before, and those of
+    /// 3.x say so to whoever fetches it also if it never was.
+    pub(super) fn delivered(&self, kind: QueueType, emulate: Emulate) -> Payload {
         let mut payload = self.message.payload();
-        if kind == QueueType::Quorum && self.returns > 0 {
+        let is_fetched = self.holder.as_ref().is_some_and(|holder| holder.fetched);
+        let says_zero = is_fetched && emulate == Emulate::RabbitMq3;
+        if kind == QueueType::Quorum && (self.returns > 0 || says_zero) {
             let mut fields = Fields::decode(&self.message.properties).unwrap_or_else(|_| Fields::empty());
             let mut headers = fields.headers().unwrap_or_default();
             headers.insert("x-delivery-count", i64::from(self.returns));
@@ -44,15 +70,28 @@ pub(super) struct Ready {
     levels: Vec<VecDeque<Entry>>,
     /// What came back to a quorum queue: it goes out first, in the order in which it came back.
     returned: VecDeque<Entry>,
+    /// There are two levels that take turns, and so many messages have gone since it was the lower one's.
+    turns: Option<u8>,
     length: usize,
     bytes: usize,
 }
+
+/// Of three messages in a row so many come from the upper level, if there are some in both.
+const UPPER_TURNS: u8 = 2;
+
+/// Priorities above this one belong to the upper level.
+const NORMAL_PRIORITY: u8 = 4;
 
 impl Ready {
     /// `max_priority` 0 is a queue without priorities.
     pub(super) fn new(max_priority: u8) -> Ready {
         let levels = (0..=max_priority).map(|_| VecDeque::new()).collect();
-        Ready { levels, returned: VecDeque::new(), length: 0, bytes: 0 }
+        Ready { levels, returned: VecDeque::new(), turns: None, length: 0, bytes: 0 }
+    }
+
+    /// The quorum queue of 4.x, where messages of a high priority get two of three turns.
+    pub(super) fn with_turns() -> Ready {
+        Ready { turns: Some(0), ..Ready::new(1) }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -70,17 +109,32 @@ impl Ready {
 
     /// The message that goes out next.
     pub(super) fn head(&self) -> Option<&Entry> {
-        self.returned.front().or_else(|| self.levels.iter().rev().find_map(VecDeque::front))
+        self.returned.front().or_else(|| self.levels.get(self.next_level()?)?.front())
     }
 
     pub(super) fn pop(&mut self) -> Option<Entry> {
-        let entry = self
-            .returned
-            .pop_front()
-            .or_else(|| self.levels.iter_mut().rev().find_map(VecDeque::pop_front))?;
+        let entry = match self.returned.pop_front() {
+            Some(entry) => entry,
+            None => {
+                let level = self.next_level()?;
+                if let Some(turn) = &mut self.turns {
+                    *turn = if *turn == UPPER_TURNS { 0 } else { *turn + 1 };
+                }
+                self.levels.get_mut(level)?.pop_front()?
+            }
+        };
         self.length -= 1;
         self.bytes -= entry.message.body.len();
         Some(entry)
+    }
+
+    /// The level whose turn it is.
+    fn next_level(&self) -> Option<usize> {
+        let is_lower_turn = self.turns == Some(UPPER_TURNS);
+        match self.levels.first() {
+            Some(lowest) if is_lower_turn && !lowest.is_empty() => Some(0),
+            _ => self.levels.iter().rposition(|level| !level.is_empty()),
+        }
     }
 
     /// A new message: the last of its priority.
@@ -107,6 +161,12 @@ impl Ready {
         }
     }
 
+    /// The message that was pushed last, if it is still there.
+    pub(super) fn pushed(&mut self, sequence: u64) -> Option<&mut Entry> {
+        let last = self.levels.iter_mut().filter_map(VecDeque::back_mut);
+        last.into_iter().find(|entry| entry.sequence == sequence)
+    }
+
     /// A message that came back to a quorum queue.
     pub(super) fn put_first(&mut self, entry: Entry) {
         self.count(&entry);
@@ -121,7 +181,7 @@ impl Ready {
         std::mem::take(&mut self.length)
     }
 
-    /// In the order of delivery.
+    /// In the order of delivery; where levels take turns, level by level.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.returned.iter().chain(self.levels.iter().rev().flatten())
     }
@@ -142,8 +202,13 @@ impl Ready {
 
     /// Priorities above the highest count as the highest.
     fn level(&mut self, entry: &Entry) -> Option<&mut VecDeque<Entry>> {
+        let priority = entry.message.priority.unwrap_or(0);
         let highest = self.levels.len().saturating_sub(1);
-        self.levels.get_mut(usize::from(entry.message.priority.unwrap_or(0)).min(highest))
+        let level = match self.turns {
+            Some(_) => usize::from(priority > NORMAL_PRIORITY),
+            None => priority.into(),
+        };
+        self.levels.get_mut(level.min(highest))
     }
 }
 

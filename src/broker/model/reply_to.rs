@@ -42,7 +42,8 @@ impl Vhost {
         let Some(opened) = self.channels.get_mut(&channel) else { return };
         let Some(consumer) = &opened.reply_consumer else { return };
         let consumer_tag = consumer.tag.clone();
-        let delivery_tag = opened.next_tag();
+        // It is not counted: there is nothing to settle.
+        let delivery_tag = opened.tag_to_come();
         let payload = message.payload();
         self.effects.push(Effect::Deliver {
             channel,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    ChannelId, Name, Refusal,
+    ChannelId, Effect, Emulate, Name, Refusal,
     arguments::QueueType,
     channel::{Mode, Settlement, Transaction, Unacked},
     dead_letter::Reason,
@@ -44,20 +44,21 @@ impl Vhost {
     fn settle(&mut self, channel: ChannelId, tag: u64, multiple: bool, settlement: Settlement) -> Result<()> {
         let opened = self.channel(channel)?;
         let taken = opened.take_unacked(tag, multiple)?;
-        if settlement != Settlement::Ack {
-            self.check_not_stream(&taken)?;
-        }
         if let Mode::Transaction(transaction) = &mut self.channel(channel)?.mode {
             transaction.settlements.push((settlement, taken));
             return Ok(());
         }
+        self.check_not_stream(settlement, &taken)?;
         self.settle_all(channel, settlement, taken);
         self.send_letters();
         Ok(())
     }
 
-    /// A stream keeps its messages: nothing can be given back.
-    fn check_not_stream(&self, taken: &[(u64, Unacked)]) -> Result<()> {
+    /// A stream keeps its messages: nothing can be given back. To 4.x that is an ack.
+    fn check_not_stream(&self, settlement: Settlement, taken: &[(u64, Unacked)]) -> Result<()> {
+        if settlement == Settlement::Ack || self.emulate() != Emulate::RabbitMq3 {
+            return Ok(());
+        }
         let is_stream = |name: &Name| self.queues.get(name).is_some_and(|queue| queue.stream.is_some());
         match taken.iter().find(|(_, unacked)| is_stream(&unacked.queue)) {
             Some((_, unacked)) => Err(Refusal::not_implemented(format!(
@@ -87,6 +88,8 @@ impl Vhost {
             let source = unacked.consumer.map_or(Source::Fetched(tag), Source::Consumer);
             groups.entry((unacked.queue, source, unacked.queue_id)).or_default().push(unacked.sequence);
         }
+        // The limit of the channel is told at once, but those that waited for it are told last.
+        let was_limited = self.release_channel(channel, consumed);
         for ((name, source, id), places) in groups {
             let has_room = self.release_consumer(channel, &source, id, places.len());
             let Some(queue) = self.queues.get_mut(&name).filter(|queue| queue.id == id) else { continue };
@@ -103,29 +106,40 @@ impl Vhost {
                 }
                 Settlement::Requeue => self.requeue(&name, entries, true),
             }
-            if has_room || settlement == Settlement::Requeue {
+            let takes_over = self.queues.get(&name).is_some_and(|queue| queue.consumers.takes_over());
+            if has_room || takes_over || settlement == Settlement::Requeue {
                 self.run(&name);
             }
         }
-        self.release_channel(channel, consumed);
+        if was_limited && self.channels.get(&channel).is_some_and(|opened| !opened.is_limited()) {
+            self.resume(channel);
+        }
     }
 
     /// Deliveries of a channel that is gone.
     pub(super) fn give_back(&mut self, unacked: Vec<(u64, Unacked)>) {
+        let emulate = self.emulate();
         for ((name, id), places) in by_queue(&unacked) {
             let Some(queue) = self.queues.get_mut(&name).filter(|queue| queue.id == id) else { continue };
-            let entries = places.iter().filter_map(|sequence| queue.unacked.remove(sequence)).collect();
+            let mut entries: Vec<Entry> =
+                places.iter().filter_map(|sequence| queue.unacked.remove(sequence)).collect();
+            // A quorum queue takes back consumer by consumer.
+            match emulate {
+                Emulate::RabbitMq3 => entries.sort_by(|one, other| one.holder_tag().cmp(&other.holder_tag())),
+                Emulate::RabbitMq4 => entries.sort_by_key(Entry::holder_attached),
+            }
             self.requeue(&name, entries, false);
             self.run(&name);
         }
     }
 
     /// Puts messages back. A quorum queue counts how often they came, and gives up in the end. What is too many or
-    /// too old then goes before anybody gets it.
+    /// too old then goes.
     fn requeue(&mut self, name: &Name, entries: Vec<Entry>, asked_for: bool) {
         let Some(queue) = self.queues.get_mut(name) else { return };
         let came_back = entries.into_iter().map(|mut entry| {
             entry.redelivered = true;
+            entry.holder = None;
             entry.returns = entry.returns.saturating_add(1);
             entry
         });
@@ -148,6 +162,9 @@ impl Vhost {
             }
         }
         given_up.iter().for_each(|entry| self.give_up(name, entry, Reason::DeliveryLimit));
+        // What has expired goes before anybody gets it, but only what nobody takes can be too many.
+        self.expire_messages(name);
+        self.run(name);
         self.drop_surplus(name);
         self.expire_messages(name);
     }
@@ -166,14 +183,12 @@ impl Vhost {
         was_full
     }
 
-    /// The same for the limit of the channel, whose consumers may go on.
-    fn release_channel(&mut self, channel: ChannelId, count: u32) {
-        let Some(opened) = self.channels.get_mut(&channel) else { return };
+    /// The same for the limit of the channel.
+    fn release_channel(&mut self, channel: ChannelId, count: u32) -> bool {
+        let Some(opened) = self.channels.get_mut(&channel) else { return false };
         let was_limited = opened.is_limited();
         opened.volume = opened.volume.saturating_sub(count);
-        if was_limited && !opened.is_limited() {
-            self.resume(channel);
-        }
+        was_limited
     }
 }
 
@@ -207,10 +222,16 @@ impl Vhost {
     pub(crate) fn commit(&mut self, channel: ChannelId) -> Result<()> {
         let Transaction { publishes, settlements } = self.transaction(channel)?;
         let mut accepted = true;
+        let before = self.effects.len();
         for publish in publishes {
             accepted &= self.deliver_uncommitted(channel, publish);
         }
+        // The channel gives back what nobody takes while its queues are still busy.
+        let mut effects = self.effects.split_off(before);
+        effects.sort_by_key(|effect| !matches!(effect, Effect::Return { .. }));
+        self.effects.append(&mut effects);
         for (settlement, taken) in settlements {
+            self.check_not_stream(settlement, &taken)?;
             self.settle_all(channel, settlement, taken);
         }
         self.send_letters();

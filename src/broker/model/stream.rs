@@ -3,11 +3,11 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use super::{
-    ChannelId, Name, Payload,
+    ChannelId, Emulate, Name, Payload,
     arguments::age_in_seconds,
     channel::Unacked,
     consumers::Consumer,
-    message::{Fields, Kept, Message, sorted},
+    message::{DELIVERY_MODE, Fields, Kept, Message, sorted},
     values::integer,
     vhost::Vhost,
 };
@@ -129,6 +129,7 @@ impl Stream {
 impl Vhost {
     /// Hands out messages to every consumer that has not read everything and can take more.
     pub(super) fn run_stream(&mut self, name: &Name) {
+        let emulate = self.emulate();
         loop {
             let Vhost { queues, channels, sessions, .. } = self;
             let Some(queue) = queues.get_mut(name) else { return };
@@ -139,14 +140,22 @@ impl Vhost {
                     channels.get(&consumer.channel).and_then(|channel| channel.consumers.get(&consumer.tag));
                 session.is_none_or(|session| session.writable) && own.is_some_and(|own| !own.is_full())
             };
-            let next = queue.consumers.iter().filter(can).find(|consumer| stream.has_more(consumer)).cloned();
-            let Some(consumer) = next else { return };
+            let with_more = queue.consumers.iter().filter(can).filter(|consumer| stream.has_more(consumer));
+            // A channel of RabbitMQ goes through its tags from the last to the first.
+            let next = with_more.max_by(|one, other| one.tag.cmp(&other.tag));
+            let Some(consumer) = next.cloned() else { return };
             let Some((offset, mut payload)) = stream.read(&consumer) else { return };
             let queue_id = queue.id;
             let mut fields = Fields::decode(&payload.properties).unwrap_or_else(|_| Fields::empty());
             let mut headers = fields.headers().unwrap_or_default();
+            if emulate == Emulate::RabbitMq3 {
+                headers = without_lists(&headers);
+            }
             headers.insert("x-stream-offset", FieldValue::I64(i64::try_from(offset).unwrap_or(i64::MAX)));
             fields.set_headers(&sorted(headers));
+            if emulate == Emulate::RabbitMq4 && fields.octet(DELIVERY_MODE).is_none() {
+                fields.set_octet(DELIVERY_MODE, 1);
+            }
             payload.properties = fields.encode();
             let unacked = Unacked {
                 queue: name.clone(),
@@ -157,4 +166,11 @@ impl Vhost {
             self.deliver_to(consumer, unacked, false, payload);
         }
     }
+}
+
+/// A stream of 3.x does not keep what has parts.
+fn without_lists(headers: &FieldTable) -> FieldTable {
+    let is_simple = |value: &FieldValue| !matches!(value, FieldValue::Array(_) | FieldValue::Table(_));
+    let kept = headers.iter().filter(|(_, value)| is_simple(value));
+    kept.map(|(name, value)| (name.to_owned(), value.clone())).collect()
 }

@@ -96,24 +96,27 @@ impl Vhost {
     }
 
     /// Brings the virtual clock forward to `now`, which is never earlier than before, and lets expire what is
-    /// due. Messages expire at the head of their queue only, as in RabbitMQ.
+    /// due, each at its time. Messages expire at the head of their queue only, as in RabbitMQ.
     pub(crate) fn tick(&mut self, now: Duration) {
-        self.now = self.now.max(now);
         while let Some((at, name)) = self.schedule.pop_first() {
-            if at > self.now {
+            if at > now {
                 self.schedule.insert((at, name));
                 break;
             }
+            self.now = self.now.max(at);
             let Some(queue) = self.queues.get_mut(&name) else { continue };
             queue.scheduled = None;
-            if queue.expires_at().is_some_and(|at| at <= self.now) {
-                self.remove_queue(&name);
-            } else if queue.head_expires.is_some_and(|at| at <= self.now) {
+            // A message that expires before its queue is a dead letter, the others are lost with it.
+            if queue.head_expires.is_some_and(|at| at <= self.now) {
                 self.expire_messages(&name);
+            } else if queue.expires_at().is_some_and(|at| at <= self.now) {
+                self.remove_queue(&name);
             } else {
                 self.schedule(&name);
             }
+            self.send_letters();
         }
+        self.now = self.now.max(now);
         self.send_letters();
     }
 
@@ -232,7 +235,7 @@ impl Vhost {
         QueueStatus {
             name: name.clone(),
             messages: queue.map_or(0, |queue| count(queue.messages())),
-            consumers: queue.map_or(0, |queue| count(queue.consumers.len())),
+            consumers: queue.map_or(0, |queue| count(queue.consumer_count())),
         }
     }
 

@@ -175,6 +175,8 @@ impl Session<'_> {
         let Err(failure) = done else { return Ok(()) };
         let failure = Failure { method: if failure.silent { (0, 0) } else { ids }, ..failure };
         if failure.closes_connection() {
+            // It gives back what it has before the other channels do.
+            turn.model().close_channel(channel);
             return Err(failure);
         }
         self.end_channel(channel, Departure::ChannelFailed);

@@ -149,7 +149,10 @@ impl Session<'_> {
     ) -> Result<(), Failure> {
         let arguments = arguments(consume.arguments.0, payload)?;
         let queue = turn.model().queue_name(channel, consume.queue.bytes())?;
-        running.access.check(Permission::Read, Kind::Queue, &queue)?;
+        // Everybody may wait for replies.
+        if *queue != *b"amq.rabbitmq.reply-to" {
+            running.access.check(Permission::Read, Kind::Queue, &queue)?;
+        }
         let tag = turn.model().consume(
             channel,
             ConsumeOptions {

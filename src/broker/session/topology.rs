@@ -10,7 +10,7 @@ use super::{
 use crate::broker::{
     config::Permission,
     failure::Failure,
-    model::{ChannelId, ExchangeOptions, QueueOptions, QueueStatus},
+    model::{ChannelId, ExchangeKind, ExchangeOptions, QueueOptions, QueueStatus},
     served::Turn,
 };
 use crate::protocol::{
@@ -83,8 +83,7 @@ impl Session<'_> {
                 let arguments = arguments(bind.arguments.0, payload)?;
                 let (queue, exchange) = (name(bind.queue), name(bind.exchange));
                 let known = turn.model().queue_name(channel, &queue)?;
-                access.check(Permission::Write, Kind::Queue, &known)?;
-                access.check(Permission::Read, Kind::Exchange, &exchange)?;
+                binding(access, Kind::Queue, &known, &exchange)?;
                 turn.model().bind_queue(channel, &queue, &exchange, bind.routing_key.bytes(), arguments)?;
                 answer!(turn, channel, bind, QueueBindOk {});
             }
@@ -92,8 +91,7 @@ impl Session<'_> {
                 let arguments = arguments(unbind.arguments.0, payload)?;
                 let (queue, exchange) = (name(unbind.queue), name(unbind.exchange));
                 let known = turn.model().queue_name(channel, &queue)?;
-                access.check(Permission::Write, Kind::Queue, &known)?;
-                access.check(Permission::Read, Kind::Exchange, &exchange)?;
+                binding(access, Kind::Queue, &known, &exchange)?;
                 let key = unbind.routing_key.bytes();
                 turn.model().unbind_queue(channel, &queue, &exchange, key, &arguments)?;
                 turn.method(channel, &QueueUnbindOk {});
@@ -104,23 +102,23 @@ impl Session<'_> {
             }
             Method::ExchangeDelete(delete) => {
                 let exchange = name(delete.exchange);
-                access.check(Permission::Configure, Kind::Exchange, &exchange)?;
+                if !exchange.is_empty() && !exchange.starts_with(b"amq.") {
+                    access.check(Permission::Configure, Kind::Exchange, &exchange)?;
+                }
                 turn.model().delete_exchange(&exchange, delete.if_unused)?;
                 answer!(turn, channel, delete, ExchangeDeleteOk {});
             }
             Method::ExchangeBind(bind) => {
                 let arguments = arguments(bind.arguments.0, payload)?;
                 let (destination, source) = (name(bind.destination), name(bind.source));
-                access.check(Permission::Write, Kind::Exchange, &destination)?;
-                access.check(Permission::Read, Kind::Exchange, &source)?;
+                binding(access, Kind::Exchange, &destination, &source)?;
                 turn.model().bind_exchange(&destination, &source, bind.routing_key.bytes(), arguments)?;
                 answer!(turn, channel, bind, ExchangeBindOk {});
             }
             Method::ExchangeUnbind(unbind) => {
                 let arguments = arguments(unbind.arguments.0, payload)?;
                 let (destination, source) = (name(unbind.destination), name(unbind.source));
-                access.check(Permission::Write, Kind::Exchange, &destination)?;
-                access.check(Permission::Read, Kind::Exchange, &source)?;
+                binding(access, Kind::Exchange, &destination, &source)?;
                 turn.model().unbind_exchange(
                     &destination,
                     &source,
@@ -150,7 +148,9 @@ fn declare_queue(
     // Which name is made up makes no difference to most patterns, but to those for `amq.gen-*`.
     let permitted: &[u8] = if asked.is_empty() { b"amq.gen-" } else { &asked };
     access.check(Permission::Configure, Kind::Queue, permitted)?;
-    others(access, &arguments, "x-dead-letter-exchange", Kind::Queue, permitted)?;
+    if !turn.model().has_queue(&asked) {
+        others(access, &arguments, "x-dead-letter-exchange", Kind::Queue, permitted)?;
+    }
     let options = QueueOptions {
         durable: declare.durable,
         exclusive: declare.exclusive,
@@ -171,8 +171,13 @@ fn declare_exchange(
         return Ok(turn.model().check_exchange(&exchange)?);
     }
     let arguments = arguments(declare.arguments.0, payload)?;
-    access.check(Permission::Configure, Kind::Exchange, &exchange)?;
-    others(access, &arguments, "alternate-exchange", Kind::Exchange, &exchange)?;
+    // What nobody may do is refused as that.
+    if !exchange.is_empty() && ExchangeKind::from_name(declare.type_.bytes()).is_some() {
+        access.check(Permission::Configure, Kind::Exchange, &exchange)?;
+        if !turn.model().has_exchange(&exchange) {
+            others(access, &arguments, "alternate-exchange", Kind::Exchange, &exchange)?;
+        }
+    }
     let options = ExchangeOptions {
         kind: declare.type_.bytes().into(),
         durable: declare.durable,
@@ -183,7 +188,17 @@ fn declare_exchange(
     Ok(turn.model().declare_exchange(&exchange, &options)?)
 }
 
-/// Who names another exchange that messages go to must be allowed to send them there.
+/// Who binds writes to one end and reads from the other. That nobody binds the default exchange comes in between.
+fn binding(access: &Access, kind: Kind, destination: &[u8], source: &[u8]) -> Result<(), Failure> {
+    access.check(Permission::Write, kind, destination)?;
+    let with_default = source.is_empty() || (kind == Kind::Exchange && destination.is_empty());
+    if !with_default {
+        access.check(Permission::Read, Kind::Exchange, source)?;
+    }
+    Ok(())
+}
+
+/// Who makes something that names another exchange for its messages must be allowed to send them there.
 fn others(
     access: &Access,
     arguments: &FieldTable,

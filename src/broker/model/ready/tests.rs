@@ -20,6 +20,8 @@ fn entry(sequence: u64, priority: u8) -> Entry {
         expires: None,
         redelivered: false,
         returns: 0,
+        lazy: false,
+        holder: None,
     }
 }
 

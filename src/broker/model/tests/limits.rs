@@ -129,7 +129,7 @@ fn x_death_tells_the_story() {
         assert_eq!(death.get("reason"), Some(&"expired".into()));
         assert_eq!(death.get("queue"), Some(&"q".into()));
         assert_eq!(death.get("exchange"), Some(&"".into()));
-        assert_eq!(death.get("time"), Some(&FieldValue::Timestamp(1_000_002)));
+        assert_eq!(death.get("time"), Some(&FieldValue::Timestamp(1_000_000)));
         assert_eq!(death.get("routing-keys"), Some(&vec![FieldValue::from("q")].into()));
         assert_eq!(death.get("original-expiration"), Some(&"5".into()));
         assert_eq!(headers.get("x-last-death-queue").is_some(), emulate == Emulate::RabbitMq4);
