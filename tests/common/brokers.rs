@@ -93,13 +93,22 @@ pub fn on_each_broker_within(limit: Duration, body: impl Fn(&Broker) -> Result<(
 
 /// Runs `body` on RabbitMQ only, for the reason that is said in the output.
 pub fn on_each_rabbitmq(reason: &str, body: impl Fn(&Broker) -> Result<(), Error> + Sync) {
+    on_each_rabbitmq_within(reason, LIMIT, body);
+}
+
+/// The same for a body that may take longer.
+pub fn on_each_rabbitmq_within(
+    reason: &str,
+    limit: Duration,
+    body: impl Fn(&Broker) -> Result<(), Error> + Sync,
+) {
     let test = test_name();
     say(&format!("RABBITMQ ONLY: {test}: {reason}"));
     let Some(rabbits) = listed() else {
         say_once_what_is_left_out();
         return;
     };
-    run(&test, LIMIT, rabbits, body);
+    run(&test, limit, rabbits, body);
 }
 
 fn run(
@@ -214,7 +223,16 @@ impl Broker {
 
     /// A user who may do nothing, on no virtual host. Goes with the returned value.
     pub fn user(&self, password: &str) -> User {
+        self.named_user(unique("user"), password)
+    }
+
+    /// The same, with the name as the password.
+    pub fn user_with_own_name_as_password(&self) -> User {
         let name = unique("user");
+        self.named_user(name.clone(), &name)
+    }
+
+    fn named_user(&self, name: String, password: &str) -> User {
         match &self.way {
             Way::RabbitMq { .. } => {
                 let body = format!(r#"{{"password":"{password}","tags":""}}"#);
@@ -396,6 +414,33 @@ impl Drop for Vhost {
 pub struct User {
     pub name: String,
     broker: Broker,
+}
+
+impl User {
+    /// Gives permissions on the virtual host of the test: patterns of names, in which a star stands for anything.
+    pub fn allow(&self, configure: &[&str], write: &[&str], read: &[&str]) {
+        let vhost = &self.broker.vhost;
+        match &self.broker.way {
+            Way::RabbitMq { .. } => {
+                let expression = |patterns: &[&str]| {
+                    format!("^({})$", patterns.join("|").replace('.', "[.]").replace('*', ".*"))
+                };
+                let [configure, write, read] = [configure, write, read].map(expression);
+                let body = format!(r#"{{"configure":"{configure}","write":"{write}","read":"{read}"}}"#);
+                let path = format!("/api/permissions/{vhost}/{}", self.name);
+                let (status, answer) = self.broker.management("PUT", &path, &body).expect("it answers");
+                assert_eq!(status, 201, "{answer}");
+            }
+            #[cfg(feature = "broker")]
+            Way::InProcess(broker) => {
+                let [configure, write, read] =
+                    [configure, write, read].map(|patterns| patterns.iter().copied().map(String::from));
+                let permissions = leveret::broker::Permissions::new(vhost);
+                let permissions = permissions.configure(configure).write(write).read(read);
+                assert!(broker.set_permissions(&self.name, permissions));
+            }
+        }
+    }
 }
 
 impl Drop for User {

@@ -4,8 +4,14 @@
 //! A and B, each with the channels 1 and 2. A name `-` is the empty one. `name=value` is an argument: a number is
 //! an `I` or what `i8:`, `i64:`, `f64:` say, `true` and `false` are truth values, anything else is text.
 //!
+//! `time:` makes a timestamp. `ack 1` settles the second of the channel's deliveries that are not settled, `ack any1`
+//! that of the first channel after it, round and round, that has one. C is a connection of a user who may not do everything. `@` is the address for direct
+//! replies that was seen last. `wait 2500` lets so many milliseconds pass, `restart` stops the broker and starts it.
+//!
 //! What RabbitMQ leaves undefined is avoided: each channel consumes from one queue, and dead letters of each queue
-//! go to a queue of their own. Nothing here depends on time, except that something expires at once, or never.
+//! go to a queue of their own. What expires does so at once, or never, or in the time that a `wait` gives it.
+
+use std::collections::BTreeMap;
 
 use fastrand::Rng;
 
@@ -26,160 +32,396 @@ pub fn parse(text: &str) -> Vec<String> {
     lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect()
 }
 
+/// What a sequence is mostly about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Theme {
+    Classic,
+    Quorum,
+    Stream,
+    /// Direct replies, and a user who may not do everything.
+    People,
+    /// Dead letters that go on and on.
+    Hops,
+    Timers,
+}
+
+/// A sequence in the making.
+struct Plan {
+    random: Rng,
+    theme: Theme,
+    /// How each of the three queues was declared last.
+    declared: [String; 3],
+    /// Few consumers, so that messages stay in the queues.
+    quiet: bool,
+    /// A1 is in a transaction, or was.
+    in_transaction: bool,
+    /// Queues that probably hold a message, one for each: so that most of what is asked for is there.
+    ready: Vec<&'static str>,
+    /// Deliveries that are probably not settled.
+    unacked: usize,
+    /// Whether q0 and q1 probably have consumers.
+    consumed: [bool; 2],
+}
+
 /// Always the same sequence for the same seed.
 pub fn random(seed: u64) -> Vec<String> {
     let mut random = Rng::with_seed(seed);
-    let random = &mut random;
-    let mut declared: Vec<String> = (0..3).map(|number| declare_queue(random, number)).collect();
-    let mut lines = vec!["A1 queue.declare d0".into(), "A1 queue.declare d1".into()];
-    // Something to work with.
-    lines.extend(declared.iter().take(2).map(|line| format!("A1 {line}")));
-    lines.extend((0..2).map(|number| format!("A1 exchange.declare x{number} {}", KINDS[random.usize(..4)])));
-    lines.extend((0..4).map(|_| format!("A1 {}", bind(random))));
-    if random.bool() {
-        lines.push(format!("A1 {}", ["confirm.select", "confirm.select", "tx.select"][random.usize(..3)]));
+    let theme = match random.u8(..40) {
+        0..20 => Theme::Classic,
+        20..27 => Theme::Quorum,
+        27..30 => Theme::Stream,
+        30..35 => Theme::People,
+        35..39 => Theme::Hops,
+        _ => Theme::Timers,
+    };
+    let (quiet, in_transaction) = (random.bool(), random.u8(..6) == 0);
+    let (declared, ready) = Default::default();
+    let mut plan =
+        Plan { random, theme, declared, quiet, in_transaction, ready, unacked: 0, consumed: [false; 2] };
+    plan.declared = [0, 1, 2].map(|number| declare_queue(&mut plan, number));
+    let mut lines = prelude(&mut plan);
+    let length = if theme == Theme::Timers { 5..16 } else { 15..70 };
+    for _ in 0..plan.random.usize(length) {
+        let connection = match plan.random.u8(..12) {
+            0..4 => 'B',
+            4..7 if theme == Theme::People => 'C',
+            _ => 'A',
+        };
+        let channel = plan.random.u8(1..3);
+        let operation = operation(&mut plan, channel);
+        let place = format!("{connection}{channel}");
+        let of_transaction = plan.in_transaction && operation.starts_with("tx.");
+        lines.push(format!("{} {operation}", if of_transaction { "A1" } else { &place }));
+    }
+    if theme == Theme::Quorum { defined_for_quorum_queues(lines) } else { lines }
+}
+
+/// Leaves out what has no defined order in quorum queues: several consumers on one channel, whose deliveries overtake
+/// each other, and errors that end several channels at once.
+fn defined_for_quorum_queues(lines: Vec<String>) -> Vec<String> {
+    let mut consumers = BTreeMap::<String, String>::new();
+    let mut kept = Vec::new();
+    for line in lines {
+        let words: Vec<&str> = line.split(' ').collect();
+        let place = words[0].to_owned();
+        match words[1..] {
+            ["consume", _, _, ..] if consumers.contains_key(&place) => continue,
+            ["consume", _, tag, ..] => drop(consumers.insert(place, tag.into())),
+            ["cancel", _] => {
+                if let Some(tag) = consumers.remove(&place) {
+                    kept.push(format!("{place} cancel {tag}"));
+                }
+                continue;
+            }
+            ["channel.close"] => drop(consumers.remove(&place)),
+            ["connection.close"] => consumers.retain(|other, _| other[..1] != place[..1]),
+            _ => {}
+        }
+        let fatal = [" redeliver", " global", " if_unused", " if_empty", " immediate"];
+        kept.push(fatal.iter().fold(line, |line, word| line.replace(word, "")));
+    }
+    // A queue of RabbitMQ 4 stands still when the active consumer gives back to one of higher priority.
+    if kept.iter().any(|line| line.contains("x-single-active-consumer")) {
+        kept.retain(|line| !line.contains(" x-priority="));
+    }
+    kept
+}
+
+/// Something to work with.
+fn prelude(plan: &mut Plan) -> Vec<String> {
+    let hop = if plan.theme == Theme::Hops { plan.random.usize(..4) } else { 4 };
+    let hops = [
+        " x-message-ttl=0 x-dead-letter-exchange=- x-dead-letter-routing-key=d2",
+        " x-message-ttl=0 x-dead-letter-exchange=- x-dead-letter-routing-key=q0",
+        " x-max-length=1 x-dead-letter-exchange=- x-dead-letter-routing-key=d2",
+        " x-message-ttl=0 x-dead-letter-exchange=-",
+        "",
+    ];
+    let mut lines: Vec<String> = vec![format!("A1 queue.declare d0{}", hops[hop])];
+    lines.extend(["d1", "d2"].map(|name| format!("A1 queue.declare {name}")));
+    if plan.theme == Theme::Hops {
+        for number in 0..2 {
+            let kind = ["fanout", "direct", "topic"][plan.random.usize(..3)];
+            lines.push(format!("A1 exchange.declare dx{number} {kind}"));
+            lines.push(format!("A1 queue.bind d{number} dx{number} {}", key(plan)));
+            lines.push(format!("A1 queue.bind d{number} dx{number} q{number}"));
+        }
+    }
+    lines.extend(plan.declared.iter().map(|line| format!("A1 {line}")));
+    for number in 0..3 {
+        let mut line = format!("A1 exchange.declare x{number} {}", KINDS[plan.random.usize(..4)]);
+        if plan.random.u8(..4) == 0 {
+            line += &format!(" alternate-exchange=x{}", plan.random.u8(..3));
+        }
+        lines.push(line);
+    }
+    lines.extend((0..6).map(|_| format!("A1 {}", bind(plan))));
+    if plan.in_transaction {
+        lines.push("A1 tx.select".into());
+    }
+    if plan.random.bool() {
+        lines.push(format!("A{} confirm.select", if plan.in_transaction { 2 } else { plan.random.u8(1..3) }));
     }
     for channel in [1, 2] {
         for connection in ['A', 'B'] {
-            if random.bool() {
-                lines.push(format!("{connection}{channel} qos {}", random.u8(1..4)));
+            // Streams are not consumed without.
+            if plan.random.bool() || plan.theme == Theme::Stream {
+                lines.push(format!("{connection}{channel} qos {}", plan.random.u8(1..4)));
             }
-            if random.bool() {
-                lines.push(format!("{connection}{channel} {}", consume(random, channel)));
+            if plan.random.u8(..if plan.quiet { 6 } else { 2 }) == 0 {
+                lines.push(format!("{connection}{channel} {}", consume(plan, channel)));
             }
         }
-    }
-    for _ in 0..random.usize(10..60) {
-        let connection = if random.u8(..3) == 0 { 'B' } else { 'A' };
-        let channel = random.u8(1..3);
-        let operation = operation(random, channel, &mut declared);
-        lines.push(format!("{connection}{channel} {operation}"));
     }
     lines
 }
 
 /// One of many things to do.
-type Verb = fn(&mut Rng, u8, &mut [String]) -> String;
+type Verb = fn(&mut Plan, u8) -> String;
 
 /// Each with its share of all operations.
 const VERBS: &[(u32, Verb)] = &[
-    (50, |random, _, _| publish(random)),
-    (30, |random, _, _| settle(random)),
-    (12, |random, channel, _| consume(random, channel)),
-    (8, |random, _, _| format!("get {}{}", queue(random), flags(random, &["no_ack"]))),
-    (5, |random, channel, _| format!("cancel {}", tag(random, channel))),
-    (4, |random, _, _| format!("qos {}{}", random.u8(..4), flags(random, &["global"]))),
-    (3, |_, _, _| "recover".into()),
-    (4, |random, _, _| bind(random)),
-    (5, declare_again),
-    (1, |random, _, _| format!("queue.check {}", queue(random))),
-    (1, |random, _, _| format!("queue.purge {}", queue(random))),
-    (2, |random, _, _| {
-        format!("queue.delete {}{}", queue(random), flags(random, &["if_unused", "if_empty"]))
-    }),
-    (1, |random, _, _| declare_exchange(random)),
-    (1, |random, _, _| format!("exchange.check {}", exchange(random))),
-    (1, |random, _, _| format!("exchange.delete {}{}", exchange(random), flags(random, &["if_unused"]))),
-    (4, |random, _, _| {
-        ["tx.commit", "tx.commit", "tx.rollback", "tx.select", "confirm.select"][random.usize(..5)].into()
-    }),
-    (2, |_, _, _| "channel.close".into()),
-    (1, |_, _, _| "connection.close".into()),
+    (50, |plan, _| publish(plan)),
+    (30, |plan, _| settle(plan)),
+    (
+        12,
+        |plan, channel| {
+            if plan.quiet && plan.random.u8(..4) != 0 { get(plan) } else { consume(plan, channel) }
+        },
+    ),
+    (8, |plan, _| get(plan)),
+    (4, |plan, channel| format!("cancel {}", tag(plan, channel))),
+    (4, |plan, _| qos(plan)),
+    (3, |plan, _| if plan.random.u8(..30) == 0 { "recover redeliver".into() } else { "recover".into() }),
+    (4, |plan, _| bind(plan)),
+    (5, |plan, _| declare_again(plan)),
+    (1, |plan, _| format!("queue.check {}", queue(plan))),
+    (1, |plan, _| format!("queue.purge {}", queue(plan))),
+    (2, |plan, _| format!("queue.delete {}{}", queue(plan), flags(plan, &["if_unused", "if_empty"]))),
+    (1, |plan, _| declare_exchange(plan)),
+    (1, |plan, _| format!("exchange.check {}", exchange(plan))),
+    (1, |plan, _| format!("exchange.delete {}{}", exchange(plan), flags(plan, &["if_unused"]))),
+    (1, |plan, _| server_named(plan)),
+    (4, |plan, _| transaction(plan)),
+    (2, |_, _| "channel.close".into()),
+    (1, |_, _| "connection.close".into()),
 ];
 
-fn operation(random: &mut Rng, channel: u8, declared: &mut [String]) -> String {
+fn operation(plan: &mut Plan, channel: u8) -> String {
+    match plan.theme {
+        Theme::People if plan.random.u8(..4) == 0 => return reply(plan),
+        Theme::Timers if plan.random.u8(..6) == 0 => return "wait 2500".into(),
+        _ => {}
+    }
     let all: u32 = VERBS.iter().map(|(share, _)| share).sum();
-    let mut chosen = random.u32(..all);
+    let mut chosen = plan.random.u32(..all);
     for (share, verb) in VERBS {
         if chosen < *share {
-            return verb(random, channel, declared);
+            return verb(plan, channel);
         }
         chosen -= share;
     }
     unreachable!()
 }
 
-/// Mostly what has been declared before.
-fn declare_again(random: &mut Rng, _: u8, declared: &mut [String]) -> String {
-    let number = random.usize(..3);
-    if random.u8(..4) == 0 {
-        declared[number] = declare_queue(random, number);
+/// Direct replies.
+fn reply(plan: &mut Plan) -> String {
+    const ALL: [&str; 12] = [
+        "consume amq.rabbitmq.reply-to r no_ack",
+        "consume amq.rabbitmq.reply-to r no_ack",
+        "publish - q0 reply_to=amq.rabbitmq.reply-to",
+        "publish - q0 reply_to=amq.rabbitmq.reply-to mandatory",
+        "publish - q1 reply_to=amq.rabbitmq.reply-to",
+        "publish - @",
+        "publish - @ mandatory",
+        "publish - @ h.a=1 persistent",
+        "publish - amq.rabbitmq.reply-to.unknown mandatory",
+        "queue.check @",
+        "cancel r",
+        "",
+    ];
+    const RARE: [&str; 6] = [
+        "consume amq.rabbitmq.reply-to r",
+        "consume amq.rabbitmq.reply-to s no_ack",
+        "queue.check amq.rabbitmq.reply-to",
+        "queue.check amq.rabbitmq.reply-to.unknown",
+        "publish - amq.rabbitmq.reply-to mandatory",
+        "publish - q0 reply_to=elsewhere",
+    ];
+    match ALL[plan.random.usize(..ALL.len())] {
+        "" => RARE[plan.random.usize(..RARE.len())].into(),
+        line => line.into(),
     }
-    declared[number].clone()
 }
 
-fn flags(random: &mut Rng, names: &[&str]) -> String {
-    names.iter().filter(|_| random.u8(..4) == 0).map(|name| format!(" {name}")).collect()
-}
-
-fn queue(random: &mut Rng) -> &'static str {
-    ["q0", "q0", "q0", "q0", "q1", "q1", "q1", "q2", "d0", "d0", "d1", "none"][random.usize(..12)]
-}
-
-fn exchange(random: &mut Rng) -> &'static str {
-    let names = ["x0", "x1", "x2", "amq.direct", "amq.topic", "amq.headers", "none"];
-    names[[0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 3, 3, 4, 4, 5, 5, 6][random.usize(..18)]]
-}
-
-fn key(random: &mut Rng) -> &'static str {
-    KEYS[random.usize(..KEYS.len())]
-}
-
-fn tag(random: &mut Rng, channel: u8) -> String {
-    format!("t{channel}{}", random.u8(..3))
-}
-
-fn publish(random: &mut Rng) -> String {
-    let mut line = match random.u8(..10) {
-        0..6 => format!("publish - q{}", random.u8(..2)),
-        6 => format!("publish x0 {}", key(random).replace(['*', '#'], "b")),
-        _ => format!("publish {} {}", exchange(random), key(random).replace(['*', '#'], "b")),
+fn get(plan: &mut Plan) -> String {
+    let queue = match plan.ready.len() {
+        0 => queue(plan),
+        _ if plan.random.u8(..4) == 0 => queue(plan),
+        count => {
+            plan.unacked += 1;
+            plan.ready.swap_remove(plan.random.usize(..count))
+        }
     };
-    line += &flags(random, &["mandatory", "priority=1", "priority=2", "h.a=1", "h.b=x", "h.x-c=true"]);
-    if random.u8(..10) == 0 {
-        line +=
-            [" cc=q1", " bcc=q1", " cc=a bcc=a.b", " expiration=0", " expiration=600000"][random.usize(..5)];
+    format!("get {queue}{}", flags(plan, &["no_ack"]))
+}
+
+fn transaction(plan: &mut Plan) -> String {
+    let lines = ["tx.commit", "tx.commit", "tx.commit", "tx.rollback", "tx.select", "confirm.select"];
+    match plan.in_transaction {
+        true => lines[plan.random.usize(..5)].into(),
+        // An error, and the channel is gone.
+        false if plan.random.u8(..6) == 0 => lines[plan.random.usize(..6)].into(),
+        false => publish(plan),
     }
-    if random.u8(..100) == 0 {
-        line += [" expiration=x", " user=root", " immediate", " cc:a", " user=guest"][random.usize(..5)];
+}
+
+fn server_named(plan: &mut Plan) -> String {
+    ["queue.declare - exclusive", "queue.bind - amq.direct a", "get -", "queue.check -", "queue.delete -"]
+        [plan.random.usize(..5)]
+    .into()
+}
+
+fn qos(plan: &mut Plan) -> String {
+    let count = match plan.theme {
+        Theme::Stream => plan.random.u8(1..4),
+        _ => plan.random.u8(..4),
+    };
+    // What is neither classic nor without a limit refuses it, with its connection.
+    let global = match plan.theme {
+        Theme::Quorum | Theme::Stream => plan.random.u8(..20) == 0,
+        _ => plan.random.u8(..4) == 0,
+    };
+    format!("qos {count}{}", if global { " global" } else { "" })
+}
+
+/// Mostly what has been declared before.
+fn declare_again(plan: &mut Plan) -> String {
+    let number = plan.random.usize(..3);
+    if plan.random.u8(..4) == 0 {
+        plan.declared[number] = declare_queue(plan, number);
+    }
+    plan.declared[number].clone()
+}
+
+fn flags(plan: &mut Plan, names: &[&str]) -> String {
+    names.iter().filter(|_| plan.random.u8(..4) == 0).map(|name| format!(" {name}")).collect()
+}
+
+fn queue(plan: &mut Plan) -> &'static str {
+    if plan.random.u8(..40) == 0 {
+        return "none";
+    }
+    ["q0", "q0", "q0", "q0", "q0", "q1", "q1", "q1", "q2", "d0", "d0", "d1", "d2"][plan.random.usize(..13)]
+}
+
+fn exchange(plan: &mut Plan) -> &'static str {
+    if plan.random.u8(..40) == 0 {
+        return "none";
+    }
+    ["x0", "x0", "x0", "x0", "x1", "x1", "x1", "x2", "amq.direct", "amq.topic", "amq.headers"]
+        [plan.random.usize(..11)]
+}
+
+fn key(plan: &mut Plan) -> &'static str {
+    KEYS[plan.random.usize(..KEYS.len())]
+}
+
+fn tag(plan: &mut Plan, channel: u8) -> String {
+    format!("t{channel}{}", plan.random.u8(..3))
+}
+
+fn publish(plan: &mut Plan) -> String {
+    let mut line = match plan.random.u8(..10) {
+        0..6 => {
+            let number = plan.random.usize(..2);
+            match plan.consumed[number] {
+                true => plan.unacked += 1,
+                false => plan.ready.push(["q0", "q1"][number]),
+            }
+            format!("publish - q{number}")
+        }
+        6 => format!("publish x0 {}", key(plan).replace(['*', '#'], "b")),
+        _ => format!("publish {} {}", exchange(plan), key(plan).replace(['*', '#'], "b")),
+    };
+    line += &flags(plan, &["mandatory", "priority=1", "priority=5", "h.a=1", "h.b=x", "h.x-c=true"]);
+    if plan.random.u8(..10) == 0 {
+        line += [
+            " cc=q1",
+            " bcc=q1",
+            " cc=a,q1 bcc=a.b",
+            " expiration=0",
+            " expiration=0",
+            " expiration=600000",
+            " persistent",
+        ][plan.random.usize(..7)];
+    }
+    if plan.theme == Theme::Timers && plan.random.u8(..3) == 0 {
+        line += " expiration=1000";
+    }
+    if plan.random.u8(..100) == 0 {
+        line += [" expiration=x", " user=root", " immediate", " cc:a", " user=guest"][plan.random.usize(..5)];
     }
     line
 }
 
-fn settle(random: &mut Rng) -> String {
-    let verb = ["ack", "ack", "ack", "nack", "reject"][random.usize(..5)];
-    let which = match random.u8(..20) {
-        0 if random.bool() => "unknown".into(),
+fn settle(plan: &mut Plan) -> String {
+    if plan.unacked == 0 && plan.random.u8(..6) != 0 {
+        return if plan.ready.is_empty() { publish(plan) } else { get(plan) };
+    }
+    plan.unacked = plan.unacked.saturating_sub(1);
+    let verb = ["ack", "ack", "nack", "reject"][plan.random.usize(..4)];
+    let which = match plan.random.u8(..20) {
+        0 if plan.random.bool() => "unknown".into(),
         0 | 1 => "all".into(),
-        _ => random.u8(..4).to_string(),
+        _ => format!("any{}", plan.random.u8(..4)),
     };
     let mut line = format!("{verb} {which}");
     if verb != "reject" {
-        line += &flags(random, &["multiple"]);
+        line += &flags(plan, &["multiple"]);
     }
-    if verb != "ack" && random.bool() {
-        line += " requeue";
+    if verb != "ack" {
+        let requeue = plan.random.bool();
+        plan.ready.push(["d0", "d0", "d1", "q0"][if requeue { 3 } else { plan.random.usize(..3) }]);
+        line += if requeue { " requeue" } else { "" };
     }
     line
 }
 
-fn consume(random: &mut Rng, channel: u8) -> String {
+fn consume(plan: &mut Plan, channel: u8) -> String {
     // Each channel from one queue: what comes from several has no order.
     let queue = if channel == 1 { "q0" } else { "q1" };
-    let mut line = format!("consume {queue} {}{}", tag(random, channel), flags(random, &["no_ack"]));
-    if random.u8(..6) == 0 {
-        line += &format!(" x-priority={}", random.i8(-1..3));
+    plan.consumed[usize::from(channel - 1)] = true;
+    let mut line = format!("consume {queue} {}", tag(plan, channel));
+    if plan.theme == Theme::Stream && plan.declared[usize::from(channel - 1)].contains("=stream") {
+        let offsets = ["first", "last", "next", "0", "2", "i64:5", "time:0", "1h", "-1", "odd"];
+        let offset = offsets[[0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7][plan.random.usize(..11)]];
+        return match plan.random.u8(..20) {
+            0 => line,
+            1 => format!("{line} no_ack"),
+            2 => format!("{line} x-stream-offset={}", offsets[plan.random.usize(8..10)]),
+            _ => format!("{line} x-stream-offset={offset}"),
+        };
     }
-    if random.u8(..12) == 0 {
+    line += &flags(plan, &["no_ack"]);
+    if plan.random.u8(..6) == 0 {
+        line += &format!(" x-priority={}", plan.random.i8(-1..3));
+    }
+    if plan.random.u8(..12) == 0 {
         line += " exclusive";
     }
     line
 }
 
-fn declare_queue(random: &mut Rng, number: usize) -> String {
+fn declare_queue(plan: &mut Plan, number: usize) -> String {
+    match plan.theme {
+        Theme::Quorum if number < 2 => return declare_quorum_queue(plan, number),
+        Theme::Stream if number == 0 => return declare_stream(plan),
+        _ => {}
+    }
     let mut line = format!("queue.declare q{number}");
     for flag in ["durable", "exclusive", "auto_delete"] {
-        if random.u8(..8) == 0 {
+        if plan.random.u8(..8) == 0 {
             line += &format!(" {flag}");
         }
     }
@@ -194,46 +436,115 @@ fn declare_queue(random: &mut Rng, number: usize) -> String {
         "x-anything=1",
     ];
     for limit in limits {
-        if random.u8(..8) == 0 && !line.contains(limit.split_once('=').unwrap().0) {
+        if plan.random.u8(..8) == 0 && !line.contains(limit.split_once('=').unwrap().0) {
             line += &format!(" {limit}");
         }
     }
-    if random.u8(..10) == 0 && !line.contains("x-message-ttl") {
+    if plan.random.u8(..15) == 0 && !line.contains("x-message-ttl") {
         line += " x-message-ttl=0";
     }
-    if random.u8(..3) == 0 {
-        line += &format!(" x-dead-letter-exchange=- x-dead-letter-routing-key=d{number}");
+    if plan.theme == Theme::Timers && !line.contains("x-message-ttl") {
+        line += [" x-message-ttl=1500", " x-message-ttl=1500", " x-expires=2000", ""][plan.random.usize(..4)];
     }
-    if random.u8(..4) == 0 {
+    line += &dead_letters(plan, number);
+    if plan.random.u8(..4) == 0 {
         line += [" x-overflow=reject-publish", " x-overflow=drop-head", " x-overflow=reject-publish-dlx"]
-            [random.usize(..3)];
+            [plan.random.usize(..3)];
     }
-    if random.u8(..40) == 0 {
+    if plan.random.u8(..40) == 0 {
         line += [" x-expires=0", " x-max-length=-1", " x-message-ttl=soon", " x-max-age=1D", " x-overflow=5"]
-            [random.usize(..5)];
+            [plan.random.usize(..5)];
     }
     line
 }
 
-fn declare_exchange(random: &mut Rng) -> String {
-    let name = ["x0", "x1", "x2", "amq.direct", "amq.mine"][random.usize(..5)];
-    let mut line = format!("exchange.declare {name} {}", KINDS[random.usize(..4)]);
-    line += &flags(random, &["durable", "auto_delete", "internal"]);
-    if random.u8(..3) == 0 {
-        line += &format!(" alternate-exchange={}", exchange(random));
+fn dead_letters(plan: &mut Plan, number: usize) -> String {
+    match plan.theme {
+        Theme::Hops if number < 2 && plan.random.bool() => format!(" x-dead-letter-exchange=dx{number}"),
+        Theme::Hops | Theme::Timers | Theme::Quorum if plan.random.bool() => {
+            format!(" x-dead-letter-exchange=- x-dead-letter-routing-key=d{number}")
+        }
+        _ if plan.random.u8(..5) < 2 => {
+            format!(" x-dead-letter-exchange=- x-dead-letter-routing-key=d{number}")
+        }
+        _ => String::new(),
+    }
+}
+
+fn declare_quorum_queue(plan: &mut Plan, number: usize) -> String {
+    let mut line = format!("queue.declare q{number} durable x-queue-type=quorum");
+    let arguments = [
+        "x-max-length=1",
+        "x-max-length=3",
+        "x-max-length-bytes=8",
+        "x-message-ttl=600000",
+        "x-single-active-consumer=true",
+        "x-delivery-limit=1",
+        "x-delivery-limit=2",
+        "x-message-ttl=0",
+        "x-overflow=reject-publish",
+        "x-overflow=drop-head",
+    ];
+    for argument in arguments {
+        if plan.random.u8(..8) == 0 && !line.contains(argument.split_once('=').unwrap().0) {
+            line += &format!(" {argument}");
+        }
+    }
+    if plan.random.u8(..30) == 0 {
+        line += [
+            " exclusive",
+            " auto_delete",
+            " x-max-priority=3",
+            " x-overflow=reject-publish-dlx",
+            " x-queue-mode=lazy",
+            " x-delivery-limit=-1",
+            " x-delivery-limit=many",
+            " x-dead-letter-strategy=at-most-once",
+            " x-dead-letter-strategy=often",
+            " x-quorum-initial-group-size=1",
+        ][plan.random.usize(..10)];
+    }
+    line + &dead_letters(plan, number)
+}
+
+fn declare_stream(plan: &mut Plan) -> String {
+    let mut line = "queue.declare q0 durable x-queue-type=stream".to_owned();
+    if plan.random.u8(..6) == 0 {
+        line += [
+            " exclusive",
+            " auto_delete",
+            " x-max-age=1h",
+            " x-max-age=odd",
+            " x-max-length=5",
+            " x-message-ttl=5",
+            " x-max-length-bytes=1000000",
+            " x-stream-max-segment-size-bytes=100000",
+            " x-initial-cluster-size=1",
+            " x-dead-letter-exchange=-",
+        ][plan.random.usize(..10)];
     }
     line
 }
 
-fn bind(random: &mut Rng) -> String {
-    let verb = if random.u8(..4) == 0 { "unbind" } else { "bind" };
-    let mut line = if random.u8(..4) == 0 {
-        format!("exchange.{verb} {} {} {}", exchange(random), exchange(random), key(random))
+fn declare_exchange(plan: &mut Plan) -> String {
+    let name = ["x0", "x1", "x2", "amq.direct", "amq.mine"][plan.random.usize(..5)];
+    let mut line = format!("exchange.declare {name} {}", KINDS[plan.random.usize(..4)]);
+    line += &flags(plan, &["durable", "auto_delete", "internal"]);
+    if plan.random.u8(..3) == 0 {
+        line += &format!(" alternate-exchange={}", exchange(plan));
+    }
+    line
+}
+
+fn bind(plan: &mut Plan) -> String {
+    let verb = if plan.random.u8(..4) == 0 { "unbind" } else { "bind" };
+    let mut line = if plan.random.u8(..4) == 0 {
+        format!("exchange.{verb} {} {} {}", exchange(plan), exchange(plan), key(plan))
     } else {
-        format!("queue.{verb} q{} {} {}", random.u8(..3), exchange(random), key(random))
+        format!("queue.{verb} q{} {} {}", plan.random.u8(..3), exchange(plan), key(plan))
     };
-    if random.u8(..3) == 0 {
-        line += &format!(" {}", BINDING_ARGUMENTS[random.usize(..BINDING_ARGUMENTS.len())]);
+    if plan.random.u8(..3) == 0 {
+        line += &format!(" {}", BINDING_ARGUMENTS[plan.random.usize(..BINDING_ARGUMENTS.len())]);
     }
     line
 }

@@ -1,7 +1,7 @@
 //! Making a sequence that shows something as short as possible.
 
 /// Removes operations for as long as `fails` stays true: large pieces first, then single lines.
-pub fn shrink(mut sequence: Vec<String>, fails: impl Fn(&[String]) -> bool) -> Vec<String> {
+pub fn shrink(mut sequence: Vec<String>, mut fails: impl FnMut(&[String]) -> bool) -> Vec<String> {
     let mut piece = sequence.len() / 2;
     while piece > 0 {
         let mut at = 0;

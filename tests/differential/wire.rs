@@ -25,22 +25,26 @@ pub struct Received {
 /// One connection.
 pub struct Wire {
     socket: TcpStream,
+    /// What is to be sent before anything is waited for.
+    out: Vec<u8>,
     buffer: Vec<u8>,
     /// Contents that are not complete: the message, and how much is missing once the header came.
     partial: HashMap<u16, (Received, Option<usize>)>,
 }
 
 impl Wire {
-    pub fn open(target: &Target) -> Wire {
+    /// The password is the name.
+    pub fn open(target: &Target, user: &str) -> Wire {
         let socket = TcpStream::connect(target.address).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.set_nodelay(true).unwrap();
-        let mut wire = Wire { socket, buffer: Vec::new(), partial: HashMap::new() };
+        let mut wire = Wire { socket, out: Vec::new(), buffer: Vec::new(), partial: HashMap::new() };
         wire.write(&PROTOCOL_HEADER);
         wire.expect(0, START);
         let capabilities = table(&[("consumer_cancel_notify", 't', &[1])]);
         let properties = table(&[("capabilities", 'F', &capabilities)]);
-        wire.send(0, START_OK, args![&*properties, "PLAIN", "\0guest\0guest", "en_US"]);
+        let secret = format!("\0{user}\0{user}");
+        wire.send(0, START_OK, args![&*properties, "PLAIN", &secret, "en_US"]);
         wire.expect(0, TUNE);
         wire.send(0, TUNE_OK, args![2047, 131_072, 0]);
         wire.send(0, OPEN, args![&*target.vhost, "", 0]);
@@ -52,13 +56,18 @@ impl Wire {
         self.write(&method(channel, sent, arguments));
     }
 
-    /// A broker that has closed the connection shows in what is read.
     pub fn write(&mut self, bytes: &[u8]) {
-        let _ = self.socket.write_all(bytes);
+        self.out.extend_from_slice(bytes);
+    }
+
+    /// Sends at once. A broker that has closed the connection shows in what is read.
+    pub fn flush(&mut self) {
+        let _ = self.socket.write_all(&std::mem::take(&mut self.out));
     }
 
     /// The next method that is complete; `None` when the connection has ended.
     pub fn receive(&mut self) -> Option<Received> {
+        self.flush();
         loop {
             while let Some(frame) = take_frame(&mut self.buffer) {
                 if let Some(received) = self.take(frame) {
