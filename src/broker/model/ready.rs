@@ -177,6 +177,7 @@ impl Ready {
     pub(super) fn clear(&mut self) -> usize {
         self.levels.iter_mut().for_each(VecDeque::clear);
         self.returned.clear();
+        self.turns = self.turns.map(|_| 0);
         self.bytes = 0;
         std::mem::take(&mut self.length)
     }
