@@ -453,6 +453,19 @@ mod tests {
         assert!(tracker.failures.kept.is_empty() && tracker.failures.reports.is_empty());
     }
 
+    /// Row 63: that nobody asks for a publish is known until that publish itself is settled.
+    #[test]
+    fn the_outcome_of_an_unwatched_publish_is_not_kept() {
+        let mut tracker = Tracker::default();
+        for _ in 1..=3 {
+            publish(&mut tracker, None, false);
+        }
+        settle(&mut tracker, 1, false, true);
+        settle(&mut tracker, 3, true, false);
+        assert!(tracker.outcomes.is_empty() && tracker.unwatched.is_empty());
+        assert_eq!(report(&mut tracker).0.len(), 2);
+    }
+
     /// Row 63: memory stays flat, whatever is dropped and whatever fails.
     #[test]
     fn nothing_grows_with_the_number_of_publishes() {
