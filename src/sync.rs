@@ -28,7 +28,20 @@ use crate::error::Error;
 
 /// Locks, also after a panic of another holder: every critical section of this crate leaves its data whole.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    #[cfg(test)]
+    counted::LOCKS.set(counted::LOCKS.get() + 1);
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What this thread has done so far, for tests of how often it may.
+#[cfg(test)]
+pub(crate) mod counted {
+    use std::cell::Cell;
+
+    thread_local! {
+        pub(crate) static LOCKS: Cell<usize> = const { Cell::new(0) };
+        pub(crate) static WAKES: Cell<usize> = const { Cell::new(0) };
+    }
 }
 
 /// Why a wait was given up.
@@ -101,6 +114,8 @@ impl Waiter {
     }
 
     pub(crate) fn wake(self) {
+        #[cfg(test)]
+        counted::WAKES.set(counted::WAKES.get() + 1);
         match self {
             Waiter::Thread(thread) => thread.unpark(),
             #[cfg(feature = "coroutines")]

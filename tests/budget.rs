@@ -1,4 +1,4 @@
-//! What a message may cost: allocations, reads and writes. Counted, not timed, so that a loaded machine changes
+//! What a message may cost: allocations, reads and writes; and what is idle. Counted, not timed, so that a loaded machine changes
 //! nothing. A program of its own with one test: it counts for the whole process.
 
 #![allow(unsafe_code)] // A counting allocator cannot be had without.
@@ -13,7 +13,7 @@ use std::{
     io::{Read, Write},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicIsize, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -45,17 +45,34 @@ struct Counting;
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 static ALLOCATED: AtomicUsize = AtomicUsize::new(0);
+/// What is allocated and not freed, as the most common allocator counts: with a length each, and in steps.
+static LIVE: AtomicIsize = AtomicIsize::new(0);
 
 thread_local! {
     static LEFT_OUT: Cell<bool> = const { Cell::new(false) };
 }
 
 fn count(size: usize) {
-    // A thread that ends has no locals any more.
-    if !LEFT_OUT.try_with(Cell::get).unwrap_or(true) {
+    if is_counted() {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
         ALLOCATED.fetch_add(size, Ordering::Relaxed);
+        LIVE.fetch_add(taken(size), Ordering::Relaxed);
     }
+}
+
+fn count_freed(size: usize) {
+    if is_counted() {
+        LIVE.fetch_sub(taken(size), Ordering::Relaxed);
+    }
+}
+
+fn is_counted() -> bool {
+    // A thread that ends has no locals any more.
+    !LEFT_OUT.try_with(Cell::get).unwrap_or(true)
+}
+
+fn taken(size: usize) -> isize {
+    (size + 8).next_multiple_of(16).max(32) as isize
 }
 
 // SAFETY: everything is passed on to the system's allocator as it came; counting allocates nothing.
@@ -66,6 +83,7 @@ unsafe impl GlobalAlloc for Counting {
         unsafe { System.alloc(layout) }
     }
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        count_freed(layout.size());
         // SAFETY: the caller's promise.
         unsafe { System.dealloc(pointer, layout) }
     }
@@ -75,6 +93,7 @@ unsafe impl GlobalAlloc for Counting {
         unsafe { System.alloc_zeroed(layout) }
     }
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count_freed(layout.size());
         count(size);
         // SAFETY: the caller's promise.
         unsafe { System.realloc(pointer, layout, size) }
@@ -228,7 +247,27 @@ fn serve(peer: &mut Peer) {
             number += WINDOW as u64;
         }
     });
+    // Idle ones.
+    (2..IDLE + 2).for_each(|channel| peer.open_channel(channel));
+    for _ in 0..IDLE {
+        let tag = peer.expect(1, CONSUME).text(2).to_owned();
+        peer.send(1, CONSUME_OK, args![&tag]);
+    }
     peer.close();
+}
+
+/// Channels, and consumers on one of them, with which nothing is done, and what each may take.
+const IDLE: u16 = 1000;
+const IDLE_CHANNEL: usize = 768;
+const IDLE_CONSUMER: usize = 256;
+
+/// Makes idle things, which may take so many bytes each.
+fn idle<T>(what: &str, most: usize, make: impl Fn() -> T) -> Vec<T> {
+    let before = LIVE.load(Ordering::SeqCst);
+    let all: Vec<T> = (0..IDLE).map(|_| make()).collect();
+    let each = (LIVE.load(Ordering::SeqCst) - before) as usize / usize::from(IDLE);
+    assert!(each <= most, "{what} takes {each} bytes");
+    all
 }
 
 /// Publishes whose confirms are waited for together.
@@ -297,7 +336,11 @@ fn what_a_message_may_cost() {
     cost.writes_a_stream("confirm", MESSAGES * published(BODY));
     cost.reads_at_most("confirm", MESSAGES / 16);
 
-    let Client { connection, .. } = client;
+    let Client { connection, channel, .. } = client;
+    let idle_channels = idle("a channel", IDLE_CHANNEL, || connection.channel().unwrap());
+    let no_ack = || channel.basic_consume(Consume::new("q").no_ack(true)).unwrap();
+    let idle_consumers = idle("a consumer", IDLE_CONSUMER, no_ack);
     connection.close().unwrap();
+    drop((idle_channels, idle_consumers));
     script.finish();
 }

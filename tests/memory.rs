@@ -158,6 +158,80 @@ fn a_consumer_that_does_not_read_holds_up_the_peer() {
     connection.close().unwrap();
 }
 
+/// Rows 74, 91: ten million small messages wait for a consumer without acks that sleeps. The peer gets rid of as many as
+/// fit into the limit and the system's buffers; the rest stays with it.
+#[test]
+fn a_sleeping_consumer_is_bounded_however_many_messages_wait() {
+    const WAITING: u64 = 10_000_000;
+    const TAKEN: u64 = 100_000;
+    let (stuck, is_stuck) = mpsc::channel();
+    let (done, is_done) = mpsc::channel::<()>();
+    let peer = Peer::run(move |peer| {
+        peer.handshake();
+        peer.open_channel(1);
+        peer.expect(1, CONSUME);
+        peer.send(1, CONSUME_OK, args!["tag"]);
+        let mut socket = peer.socket().try_clone().unwrap();
+        socket.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+        let mut announced = Some(stuck);
+        let deliver =
+            |tag: u64| content(1, DELIVER, args!["tag", tag, 0, "", "q"], NO_PROPERTIES, &[7; 16], 4088);
+        for first in (1..=WAITING).step_by(500) {
+            let bytes: Vec<u8> = (first..first + 500).flat_map(deliver).collect();
+            let mut rest = &bytes[..];
+            while !rest.is_empty() {
+                match socket.write(rest) {
+                    Ok(written) => rest = &rest[written..],
+                    // The client takes nothing any more.
+                    Err(_) if is_done.try_recv() == Err(mpsc::TryRecvError::Disconnected) => return,
+                    Err(_) => drop(announced.take().map(|stuck| stuck.send(first).unwrap())),
+                }
+            }
+        }
+    });
+    let peak = Peak::start();
+    let connection = Connection::open(peer.config().drop_timeout(Duration::ZERO)).unwrap();
+    let channel = connection.channel().unwrap();
+    let consume = Consume::new("q").consumer_tag("tag").no_ack(true);
+    let mut consumer = channel.basic_consume(consume).unwrap();
+    let sent = is_stuck.recv().expect("the peer has to wait");
+    assert!(sent < WAITING / 10, "the peer could send {sent} messages");
+    // 16 MiB is the default, of which a read that is under way knows nothing.
+    peak.assert_below(24 * MEBIBYTE);
+    for tag in 1..=TAKEN {
+        assert_eq!(consumer.next().unwrap().unwrap().delivery_tag(), tag);
+    }
+    drop(done);
+    drop((consumer, channel, connection));
+    peer.finish();
+}
+
+/// Row 91: a message of 64 MiB takes itself, and little besides.
+#[test]
+fn a_large_message_takes_little_more_than_itself() {
+    const SIZE: usize = 64 * MEBIBYTE;
+    const PIECE: usize = 128 * 1024 - 8;
+    let peer = Peer::run(|peer| {
+        peer.handshake();
+        peer.open_channel(1);
+        let tag = peer.start_consumer(1);
+        peer.send(1, DELIVER, args![tag.as_str(), 1, 0, "", "q"]);
+        peer.raw(&header(1, SIZE as u64, NO_PROPERTIES));
+        let piece = frame(BODY, 1, &[7; PIECE]);
+        (0..SIZE / PIECE).for_each(|_| peer.raw(&piece));
+        peer.raw(&frame(BODY, 1, &[7; PIECE][..SIZE % PIECE]));
+        peer.close();
+    });
+    let connection = Connection::open(peer.config()).unwrap();
+    let channel = connection.channel().unwrap();
+    let peak = Peak::start();
+    let mut consumer = channel.basic_consume("q").unwrap();
+    assert_eq!(consumer.next().unwrap().unwrap().body().len(), SIZE);
+    // Half of the rest is for the peers of this program.
+    peak.assert_below(SIZE + MEBIBYTE);
+    connection.close().unwrap();
+}
+
 /// Rows 38, 91: a peer that asks for ever more answers and reads none of them is given up.
 #[test]
 fn answers_that_nobody_reads_are_bounded() {
@@ -188,8 +262,8 @@ fn a_stalled_peer_bounds_what_publishers_cost() {
         peer.open_channel(1);
         let _ = is_done.recv();
     });
-    let body = vec![7; 20 * MEBIBYTE];
     let peak = Peak::start();
+    let body = vec![7; 20 * MEBIBYTE];
     let config = peer.config().outgoing_buffer(MEBIBYTE).publish_timeout(Duration::from_millis(200));
     let connection = Connection::open(config).unwrap();
     let channel = connection.channel().unwrap();
@@ -202,7 +276,7 @@ fn a_stalled_peer_bounds_what_publishers_cost() {
     let error = channel.basic_publish("", "q", &body).unwrap_err();
     assert!(matches!(error, Error::Timeout(_)), "{error:?}");
     // The system's own buffers are not resident here.
-    peak.assert_below(20 * MEBIBYTE);
+    peak.assert_below(body.len() + 20 * MEBIBYTE);
     drop(done);
     drop((channel, connection));
 }

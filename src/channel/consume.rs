@@ -140,7 +140,6 @@ pub struct Consumer {
     /// What was taken from the queue and not returned yet.
     taken: VecDeque<Queued>,
     timeout: Duration,
-    told_cancelled: bool,
 }
 
 impl Channel {
@@ -250,7 +249,7 @@ fn generated_tag() -> String {
 
 impl Consumer {
     pub(super) fn new(queue: Arc<DeliveryQueue>, timeout: Duration) -> Consumer {
-        Consumer { queue, taken: VecDeque::new(), timeout, told_cancelled: false }
+        Consumer { queue, taken: VecDeque::new(), timeout }
     }
 
     /// The tag that the consumer has on its channel.
@@ -293,7 +292,15 @@ impl Consumer {
         }
     }
 
+    #[inline]
     fn next_before(&mut self, deadline: Option<Instant>) -> Result<Option<Delivery>> {
+        match self.next_taken() {
+            Some(delivery) => Ok(Some(delivery)),
+            None => self.wait_before(deadline),
+        }
+    }
+
+    fn wait_before(&mut self, deadline: Option<Instant>) -> Result<Option<Delivery>> {
         loop {
             if let Some(delivery) = self.take_next(None)? {
                 return Ok(Some(delivery));
@@ -319,7 +326,9 @@ impl Consumer {
     /// deliveries ends even if it goes on after errors.
     pub(super) fn given_up(&mut self, why: GivenUp) -> Result<Option<Delivery>> {
         match why {
-            GivenUp::Cancelled if !mem::replace(&mut self.told_cancelled, true) => Err(Error::Cancelled),
+            GivenUp::Cancelled if !self.queue.told_cancelled.swap(true, Ordering::SeqCst) => {
+                Err(Error::Cancelled)
+            }
             GivenUp::WouldDeadlock => Err(Error::WouldDeadlock),
             GivenUp::Cancelled | GivenUp::TooLate => Ok(None),
         }
@@ -329,11 +338,8 @@ impl Consumer {
     /// nothing.
     pub(super) fn take_next(&mut self, waiter: Option<Waiter>) -> Result<Option<Delivery>> {
         loop {
-            while let Some(queued) = self.taken.front_mut() {
-                if let Some(arrived) = queued.next() {
-                    return Ok(Some(Delivery::new(queued.pack.clone(), arrived)));
-                }
-                self.taken.pop_front();
+            if let Some(delivery) = self.next_taken() {
+                return Ok(Some(delivery));
             }
             match self.queue.take(&mut self.taken, waiter.as_ref()) {
                 Taken::Deliveries => {}
@@ -341,6 +347,18 @@ impl Consumer {
                 Taken::Nothing => return Ok(None),
             }
         }
+    }
+
+    /// The next delivery that was taken from the queue.
+    #[inline]
+    fn next_taken(&mut self) -> Option<Delivery> {
+        while let Some(queued) = self.taken.front_mut() {
+            if let Some(arrived) = queued.next() {
+                return Some(Delivery::new(queued.pack.clone(), arrived));
+            }
+            self.taken.pop_front();
+        }
+        None
     }
 
     pub(super) fn flush(&self) {
@@ -356,6 +374,7 @@ impl Iterator for Consumer {
     type Item = Result<Delivery>;
 
     /// **Waits without a limit** for the next delivery; see [`next_timeout`](Consumer::next_timeout).
+    #[inline]
     fn next(&mut self) -> Option<Result<Delivery>> {
         self.next_before(None).transpose()
     }

@@ -7,7 +7,7 @@ use super::{
     acknowledge::{Requeue, Settlement},
 };
 use crate::{
-    connection::state::{Arrived, Batch},
+    connection::batch::{Arrived, Batch},
     error::{Error, Result},
     protocol::{properties::BasicProperties, spec::Method, value::FieldTable},
 };
@@ -19,7 +19,7 @@ use crate::{
 /// once. Names and properties are decoded when they are asked for.
 ///
 /// Small messages share a buffer of up to about 16 KiB with their neighbours, and those of 64 KiB and more the buffer of
-/// 512 KiB that they were read into; a program that keeps a few for long takes them out with
+/// 1 MiB that they were read into; a program that keeps a few for long takes them out with
 /// [`into_body`](Delivery::into_body).
 #[derive(Clone)]
 pub struct Delivery {

@@ -52,10 +52,10 @@ impl Transport for Nowhere {
 /// The connection, with: channel 1 open, a declare and a get unanswered, consumers `a` (with acks) and `b`
 /// (without); channel 2 open and idle; channel 3 being closed by us; channel 4 closed.
 pub(crate) struct Fixture {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     calls: Vec<Coming>,
-    consumers: Vec<Consumer>,
-    _channels: Vec<Channel>,
+    pub(super) consumers: Vec<Consumer>,
+    pub(super) channels: Vec<Channel>,
 }
 
 impl Fixture {
@@ -82,7 +82,7 @@ impl Fixture {
         let _ = closing.core().close(Duration::ZERO);
         shared.release(closed.id());
         closed.core().end(&Error::Closed(Scope::Channel), false);
-        Fixture { shared, calls: vec![declare, get], consumers, _channels: channels }
+        Fixture { shared, calls: vec![declare, get], consumers, channels }
     }
 
     /// Feeds `bytes` in pieces of `piece` bytes, as the reader does, until they are used up or the peer has

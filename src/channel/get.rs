@@ -8,7 +8,7 @@ use super::{
     delivery::{Delivery, Pack},
 };
 use crate::{
-    connection::state::{Arrived, Batch},
+    connection::batch::{Arrived, Batch},
     error::Result,
     protocol::{
         spec::{BasicGet, BasicQos, Method},

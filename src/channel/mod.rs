@@ -24,6 +24,8 @@ mod queue;
 mod ranges;
 mod returns;
 mod select;
+#[cfg(test)]
+mod tests;
 mod tracker;
 mod tx;
 mod unacked;
@@ -55,11 +57,12 @@ use std::{
 use crate::{
     connection::{
         Connection,
+        batch::Gathered,
         events::Event,
         outgoing::{Gate, Kind, Push, Urgency},
         shutdown::Step,
         slots::Free,
-        state::{Batch, Confirmation, Inbox, Shared, refusal},
+        state::{Confirmation, Inbox, Shared, refusal},
     },
     error::{Error, ReplyCode, Result, Scope},
     protocol::{
@@ -586,8 +589,8 @@ impl Inbox for Core {
         }
     }
 
-    fn deliveries(&self, consumer_tag: &[u8], batch: &Arc<Batch>, woken: &mut Vec<Waiter>) {
-        self.delivered(consumer_tag, batch, woken);
+    fn deliveries(&self, consumer_tag: &[u8], gathered: &mut Gathered, woken: &mut Vec<Waiter>) {
+        self.delivered(consumer_tag, gathered, woken);
     }
 
     fn confirmations(&self, confirmations: &[Confirmation], woken: &mut Vec<Waiter>) {

@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing here knows what a channel does. A channel is a number and an [`Inbox`](state::Inbox).
 
+pub(crate) mod batch;
 pub(crate) mod config;
 mod connect;
 pub(crate) mod events;

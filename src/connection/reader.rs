@@ -8,13 +8,14 @@ mod run;
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
+    batch::Arrived,
     slots::Addressee,
-    state::{Arrived, Confirmation, Inbox, Shared, end_of_stream},
+    state::{Confirmation, Inbox, Shared, end_of_stream},
 };
 use crate::{
     error::{Error, ReplyCode, Result},
     protocol::{
-        content::{Assembly, Content, ContentHeader, Message, Parts},
+        content::{Assembly, ContentHeader, Parts},
         frame::{self, Frame, FrameKind},
         spec::{BasicAck, BasicDeliver, BasicGetOk, BasicNack, BasicReturn, Method, MethodBody},
         wire::{Malformed, Reader},
@@ -22,15 +23,8 @@ use crate::{
     sync::never_wait_here,
     transport::tap::Direction,
 };
-use buffer::ReadBuffer;
+use buffer::{Growth, READ_BUFFER, ReadBuffer};
 use run::Run;
-
-/// Messages up to this size are packed together.
-const PACK_UP_TO: usize = 4 * 1024;
-
-/// Messages from this size on stay in the buffer that they were read into, which a program that keeps one of them keeps
-/// alive as a whole. Those between have a buffer of their own.
-const SHARE_FROM: usize = 64 * 1024;
 
 /// Runs until the connection has ended.
 pub(super) fn run(shared: &Shared, received: Vec<u8>) {
@@ -44,7 +38,7 @@ pub(super) fn run(shared: &Shared, received: Vec<u8>) {
         let received = bytes.get(..filled).unwrap_or_default();
         shared.taps.show(Direction::Incoming, received, demultiplexer.max_frame);
         match demultiplexer.feed_shared(bytes, filled) {
-            Ok(used) => buffer.used(used),
+            Ok(used) => buffer.used(used, demultiplexer.growth()),
             Err(error) => {
                 shared.fail(error);
                 buffer.clear();
@@ -167,34 +161,30 @@ impl<'a> Demultiplexer<'a> {
             },
         };
         let used = header_used + body_used;
+        // Positions are counted with 32 bits.
+        if buffer.len() > u32::MAX as usize {
+            return Ok(None);
+        }
         if !self.run.is_for(channel) {
             let Some(inbox) = self.inbox(channel)? else { return Ok(Some(used)) };
             self.run.turn_to(channel, inbox);
         }
         let BasicDeliver { consumer_tag, delivery_tag, redelivered, .. } = fields(method)?;
         self.run.deliver_to(consumer_tag.bytes());
-        let arrived = |parts| Arrived { parts, delivery_tag, redelivered };
-        let size = method.len() + properties.len() + body.len();
-        // Positions are counted with 32 bits.
-        if size < SHARE_FROM || buffer.len() > u32::MAX as usize {
-            let message = Message { method, properties, body };
-            if size <= PACK_UP_TO {
-                self.run.small(|pack| arrived(message.append_to(pack)));
-            } else {
-                let mut bytes = Vec::with_capacity(size);
-                let parts = message.append_to(&mut bytes);
-                self.run.large(bytes, arrived(parts));
-            }
-        } else {
-            // Each payload ends before the end octet of its frame.
-            let header_end = start + frame::OVERHEAD + method.len() + header_used;
+        // From the method's payload to the end of the last payload, each followed by the end octet of its frame.
+        let after_method = start + frame::OVERHEAD + method.len();
+        let method_start = start + frame::OVERHEAD - 1;
+        let header_end = after_method + header_used - 1;
+        let body_end = after_method + used - 1;
+        self.run.whole(buffer, &(method_start..body_end), |first| {
+            let at = |end: usize, size: usize| end - first - size..end - first;
             let parts = Parts::apart(
-                start + frame::OVERHEAD - 1..start + frame::OVERHEAD - 1 + method.len(),
-                header_end - 1 - properties.len()..header_end - 1,
-                header_end + body_used - 1 - body.len()..header_end + body_used - 1,
+                at(after_method - 1, method.len()),
+                at(header_end, properties.len()),
+                at(body_end, body.len()),
             );
-            self.run.shared(buffer, arrived(parts));
-        }
+            Arrived { parts, delivery_tag, redelivered }
+        });
         Ok(Some(used))
     }
 
@@ -257,52 +247,48 @@ impl<'a> Demultiplexer<'a> {
     fn header(&mut self, channel: u16, payload: &[u8]) -> Result<()> {
         let limit = self.shared.limits.max_message_size;
         if self.receiving(channel)?.header(payload, limit).map_err(content_error)? {
-            self.complete(&[])?;
+            self.complete()?;
         }
         Ok(())
     }
 
     fn body(&mut self, channel: u16, payload: &[u8]) -> Result<()> {
-        let assembly = self.receiving(channel)?;
-        if assembly.is_whole_body(payload) && assembly.size() <= PACK_UP_TO {
-            self.complete(payload)
-        } else if assembly.body(payload).map_err(content_error)? {
-            self.complete(&[])
-        } else {
-            Ok(())
+        if self.receiving(channel)?.body(payload).map_err(content_error)? {
+            self.complete()?;
         }
+        Ok(())
     }
 
-    /// The current content is complete, its body being what was assembled and then `body`.
-    fn complete(&mut self, body: &[u8]) -> Result<()> {
+    /// The current content is complete.
+    fn complete(&mut self) -> Result<()> {
         let Some((channel, mut assembly)) = self.current.take() else { return Ok(()) };
-        if !self.run.is_for(channel) {
-            let Some(inbox) = self.inbox(channel)? else {
-                self.spare = assembly;
-                return Ok(());
-            };
-            self.run.turn_to(channel, inbox);
-        }
-        let Some(deliver) = delivery(assembly.method())? else {
-            let Some(inbox) = self.run.end() else { return Ok(()) };
-            // A content of one frame was not assembled yet.
-            if !body.is_empty() {
-                assembly.body(body).map_err(content_error)?;
+        let known = self.run.is_for(channel);
+        let inbox = if known { None } else { self.inbox(channel)? };
+        if known || inbox.is_some() {
+            if let Some(inbox) = inbox {
+                self.run.turn_to(channel, inbox);
             }
-            return inbox.content(assembly.finish());
-        };
-        self.run.deliver_to(deliver.consumer_tag.bytes());
-        let (delivery_tag, redelivered) = (deliver.delivery_tag, deliver.redelivered);
-        let arrived = |parts| Arrived { parts, delivery_tag, redelivered };
-        if assembly.size() > PACK_UP_TO {
-            let Content { bytes, parts } = assembly.finish();
-            self.run.large(bytes, arrived(parts));
-        } else {
-            let body = if body.is_empty() { assembly.body_so_far() } else { body };
-            self.run.small(|pack| arrived(assembly.append_to(pack, body)));
+            match delivery(assembly.method())? {
+                Some(deliver) => {
+                    self.run.deliver_to(deliver.consumer_tag.bytes());
+                    let (delivery_tag, redelivered) = (deliver.delivery_tag, deliver.redelivered);
+                    self.run.assembled(assembly.finish(), delivery_tag, redelivered);
+                }
+                None => {
+                    if let Some(inbox) = self.run.end() {
+                        inbox.content(assembly.finish())?;
+                    }
+                }
+            }
         }
         self.spare = assembly;
         Ok(())
+    }
+
+    /// Whether a larger read buffer would be of use for what comes next.
+    fn growth(&self) -> Growth {
+        let coming = self.current.as_ref().map_or(0, |(_, assembly)| assembly.size());
+        if coming > READ_BUFFER { Growth::Useless } else { Growth::Useful }
     }
 
     /// A content is on its way on this channel.

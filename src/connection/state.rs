@@ -13,6 +13,7 @@ use std::{
 };
 
 use super::{
+    batch::Gathered,
     events::{Event, Feeds},
     handshake::Negotiated,
     incoming::Incoming,
@@ -25,7 +26,7 @@ use super::{
 use crate::{
     error::{Error, Refusal, ReplyCode, Result, Scope},
     protocol::{
-        content::{Content, Parts},
+        content::Content,
         frame::write_method,
         spec::{ConnectionClose, ConnectionCloseOk, ConnectionUpdateSecret, Method, MethodBody, method_name},
         wire::{LongStr, ShortStr},
@@ -36,9 +37,6 @@ use crate::{
 
 /// How long the last frame to the peer (a close-ok, or the reason why we give up) may take.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-
-/// A batch that is used again keeps a buffer up to this size.
-const KEEP_CAPACITY: usize = 64 * 1024;
 
 /// The longest text of ours in a close: a short string.
 const CLOSED_BY_APPLICATION: &str = "closed by the application";
@@ -60,7 +58,7 @@ pub(crate) trait Inbox: Send + Sync {
 
     /// Deliveries to one consumer, in order. Whoever gets something and sleeps is left in `woken`, to be woken by the
     /// caller soon.
-    fn deliveries(&self, consumer_tag: &[u8], batch: &Arc<Batch>, woken: &mut Vec<Waiter>);
+    fn deliveries(&self, consumer_tag: &[u8], gathered: &mut Gathered, woken: &mut Vec<Waiter>);
 
     /// What the peer has confirmed, in order.
     fn confirmations(&self, confirmations: &[Confirmation], woken: &mut Vec<Waiter>);
@@ -73,66 +71,6 @@ pub(crate) trait Inbox: Send + Sync {
     /// # Errors
     /// What the channel was closed with, or what was not done.
     fn wind_down(self: Arc<Self>, step: Step, limit: Duration) -> Result<()>;
-}
-
-/// Deliveries of one read to one consumer, in one buffer.
-#[derive(Debug, Default)]
-pub(crate) struct Batch {
-    /// Messages that were packed together, or one of its own.
-    packed: Vec<u8>,
-    /// Or else the buffer that they were read into, among other things.
-    shared: Option<Arc<Vec<u8>>>,
-    pub(crate) deliveries: Vec<Arrived>,
-}
-
-impl Batch {
-    /// Around these bytes, without a delivery.
-    pub(crate) fn of(packed: Vec<u8>) -> Batch {
-        Batch { packed, ..Batch::default() }
-    }
-
-    /// What the positions of its deliveries are counted in.
-    #[inline]
-    pub(crate) fn bytes(&self) -> &[u8] {
-        self.shared.as_deref().unwrap_or(&self.packed)
-    }
-
-    /// What the batch takes of memory, or keeps there, about.
-    pub(crate) fn size(&self) -> usize {
-        let shared = self.shared.as_ref().map_or(0, |shared| shared.capacity());
-        shared + self.packed.capacity() + self.deliveries.capacity() * size_of::<Arrived>()
-    }
-
-    /// Where small messages are packed.
-    pub(super) fn pack(&mut self) -> &mut Vec<u8> {
-        &mut self.packed
-    }
-
-    pub(super) fn share(&mut self, buffer: Arc<Vec<u8>>) {
-        self.shared = Some(buffer);
-    }
-
-    pub(super) fn shares(&self) -> Option<&Arc<Vec<u8>>> {
-        self.shared.as_ref()
-    }
-
-    /// Its memory is worth being used again: that of packed messages, not that of a large one.
-    pub(super) fn is_pack(&self) -> bool {
-        self.shared.is_none() && self.packed.capacity() <= KEEP_CAPACITY
-    }
-
-    pub(super) fn clear(&mut self) {
-        self.deliveries.clear();
-        self.packed.clear();
-    }
-}
-
-/// One delivery in a [`Batch`].
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Arrived {
-    pub(crate) parts: Parts,
-    pub(crate) delivery_tag: u64,
-    pub(crate) redelivered: bool,
 }
 
 /// Publishes that the peer has acked or nacked.

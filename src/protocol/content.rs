@@ -187,7 +187,6 @@ pub(crate) struct Message<'a> {
 
 impl Message<'_> {
     /// Appends the message, and says where its parts are then.
-    #[inline]
     pub(crate) fn append_to(&self, bytes: &mut Vec<u8>) -> Parts {
         let start = bytes.len();
         let properties = start + self.method.len();
@@ -255,12 +254,6 @@ impl Assembly {
         Ok(header.body_size == 0)
     }
 
-    /// The body is exactly `payload`: the caller may take [`head`](Assembly::head) and the payload as they are.
-    pub(crate) fn is_whole_body(&self, payload: &[u8]) -> bool {
-        self.body_missing == Some(payload.len() as u64)
-            && self.bytes.len() == self.parts.properties_end as usize
-    }
-
     /// Takes a body frame's payload; true when the message is complete.
     pub(crate) fn body(&mut self, payload: &[u8]) -> Result<bool, Malformed> {
         let Some(missing) = self.body_missing else {
@@ -286,20 +279,9 @@ impl Assembly {
         self.parts.method(&self.bytes)
     }
 
-    /// The size of the message with all its parts.
+    /// The size of the message with all its parts, as far as it is announced.
     pub(crate) fn size(&self) -> usize {
         self.parts.end as usize
-    }
-
-    /// Appends the message to `arena`, its body being `body`, and says where it is there.
-    pub(crate) fn append_to(&self, arena: &mut Vec<u8>, body: &[u8]) -> Parts {
-        let (method, properties) = (self.method(), self.parts.properties(&self.bytes));
-        Message { method, properties, body }.append_to(arena)
-    }
-
-    /// The body as far as it came.
-    pub(crate) fn body_so_far(&self) -> &[u8] {
-        self.bytes.get(self.parts.properties_end as usize..).unwrap_or_default()
     }
 
     /// Takes the complete message out.

@@ -20,8 +20,8 @@ use crate::{
         delivery::{Delivery, Envelope, Pack, envelope, text},
     },
     connection::{
+        batch::{Arrived, Batch},
         outgoing::Urgency,
-        state::{Arrived, Batch},
     },
     error::{Error, HandlerError, HandlerFailure, Result},
     protocol::{

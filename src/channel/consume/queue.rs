@@ -15,8 +15,8 @@ use crate::{
         delivery::Pack,
     },
     connection::{
+        batch::{Arrived, Batch},
         outgoing::Urgency,
-        state::{Arrived, Batch},
     },
     error::{Error, Result},
     protocol::{
@@ -30,10 +30,12 @@ use crate::{
 /// What the reader has put in for one consumer and the consumer has not taken yet.
 pub(in crate::channel) struct DeliveryQueue {
     pub(super) core: Arc<Core>,
-    pub(super) tag: Arc<str>,
+    pub(super) tag: Box<str>,
     pub(super) no_ack: bool,
     /// Handlers wait for what comes here: a shutdown leaves it to the close of its channel.
     pub(super) for_handlers: AtomicBool,
+    /// A coroutine that was cancelled has been told so.
+    pub(super) told_cancelled: AtomicBool,
     state: Mutex<QueueState>,
 }
 
@@ -87,8 +89,14 @@ pub(super) enum Taken {
 
 impl DeliveryQueue {
     pub(in crate::channel) fn new(core: Arc<Core>, tag: &str, no_ack: bool) -> DeliveryQueue {
-        let for_handlers = AtomicBool::new(false);
-        DeliveryQueue { core, tag: tag.into(), no_ack, for_handlers, state: Mutex::default() }
+        DeliveryQueue {
+            core,
+            tag: tag.into(),
+            no_ack,
+            for_handlers: AtomicBool::new(false),
+            told_cancelled: AtomicBool::new(false),
+            state: Mutex::default(),
+        }
     }
 
     /// Whoever sleeps is left in `woken`.
@@ -156,7 +164,7 @@ impl DeliveryQueue {
         state.reason = match end {
             End::Cancelled => None,
             End::CancelledByServer => {
-                Some(Box::new(Error::CancelledByServer { consumer_tag: self.tag.clone() }))
+                Some(Box::new(Error::CancelledByServer { consumer_tag: (*self.tag).into() }))
             }
             End::Lost(cause) => {
                 if !self.no_ack {

@@ -10,7 +10,7 @@ use std::{
 use super::{inline::Inline, queue::DeliveryQueue};
 use crate::{
     channel::Core,
-    connection::{events::Event, state::Batch},
+    connection::{batch::Gathered, events::Event},
     error::{Error, Result, Scope},
     sync::Waiter,
 };
@@ -143,25 +143,25 @@ impl Core {
     pub(in crate::channel) fn delivered(
         &self,
         consumer_tag: &[u8],
-        batch: &Arc<Batch>,
+        gathered: &mut Gathered,
         woken: &mut Vec<Waiter>,
     ) {
         let mut guard = self.lock();
         let state = &mut *guard;
         let Some(sink) = state.consumers.get(consumer_tag).cloned() else { return };
         if !sink.no_ack() {
-            for arrived in &batch.deliveries {
+            for arrived in &gathered.batch().deliveries {
                 state.unacked.insert(arrived.delivery_tag);
             }
         }
         let epoch = state.epoch;
         drop(guard);
         match sink {
-            Sink::Queue(queue) => queue.put(epoch, batch.clone(), woken),
+            Sink::Queue(queue) => queue.put(epoch, gathered.keep(), woken),
             Sink::Inline(inline) => {
                 // Nobody's wake-up has to wait for a handler.
                 woken.drain(..).for_each(Waiter::wake);
-                inline.deliver(epoch, batch);
+                inline.deliver(epoch, gathered.batch());
             }
         }
     }

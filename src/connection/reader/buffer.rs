@@ -1,27 +1,36 @@
 //! The buffer that is read into. Large messages are not copied out of it but share it: then reading goes on in
 //! another one, and this one is used again when nobody has any of its messages any more.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{mem, ops::Range, sync::Arc, thread};
 
-/// The size of a read buffer; it grows only for a frame that does not fit.
-const READ_BUFFER: usize = 512 * 1024;
+/// The size of a read buffer at first, so that a connection which hardly reads costs little.
+const FIRST: usize = 16 * 1024;
 
-/// Buffers that are remembered while others have them. More may be out; those are forgotten.
-const REMEMBERED: usize = 3;
+/// The size up to which it grows when as much as it holds comes at once: the more is read at once, the fewer switches of
+/// threads and notices to the sender there are. Beyond that it grows only for a frame that does not fit.
+pub(super) const READ_BUFFER: usize = 1024 * 1024;
+
+/// Whether more could be read at once to any purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Growth {
+    Useful,
+    /// What comes is a message that is larger than any read, and copied frame by frame.
+    Useless,
+}
 
 /// A buffer of which the first bytes have been received and not used.
 pub(super) struct ReadBuffer {
     bytes: Arc<Vec<u8>>,
     filled: usize,
-    lent: VecDeque<Arc<Vec<u8>>>,
+    /// The one before, if others had it when it was full. More may be out; those are forgotten.
+    lent: Arc<Vec<u8>>,
 }
 
 impl ReadBuffer {
     /// With what the handshake has left over.
     pub(super) fn new(received: &[u8]) -> ReadBuffer {
-        let mut buffer = ReadBuffer { bytes: Arc::default(), filled: 0, lent: VecDeque::new() };
-        buffer.replace(received);
-        buffer
+        let bytes = Arc::new(zeros(FIRST.max(2 * received.len()), received));
+        ReadBuffer { bytes, filled: received.len(), lent: Arc::default() }
     }
 
     /// What was received and not used, at the start of the buffer.
@@ -29,30 +38,24 @@ impl ReadBuffer {
         (&self.bytes, self.filled)
     }
 
-    /// Makes room: what was used goes. A buffer that somebody shares is left to him.
-    pub(super) fn used(&mut self, used: usize) {
+    /// Makes room: what was used goes. A buffer that somebody shares is left to him. `Growth` says whether more room would
+    /// be of use.
+    pub(super) fn used(&mut self, used: usize, growth: Growth) {
         let rest = used.min(self.filled)..self.filled;
-        let Some(bytes) = Arc::get_mut(&mut self.bytes) else {
-            let shared = self.bytes.clone();
-            self.replace(shared.get(rest).unwrap_or_default());
-            if self.lent.len() == REMEMBERED {
-                self.lent.pop_front();
-            }
-            self.lent.push_back(shared);
-            return;
-        };
+        let Some(bytes) = Arc::get_mut(&mut self.bytes) else { return self.replace(rest) };
+        let was_full = self.filled == bytes.len() && self.filled < READ_BUFFER && growth == Growth::Useful;
         self.filled = rest.len();
         bytes.copy_within(rest, 0);
-        if self.filled == bytes.len() {
-            // A frame that does not fit; decode has accepted its size. Growing by doubling never gets ahead
-            // of what was received.
-            bytes.resize(2 * self.filled, 0);
+        if was_full || self.filled == bytes.len() {
+            // More may be there; or a frame does not fit, whose size decode has accepted. Growing by doubling never gets
+            // ahead of what was received.
+            bytes.resize(2 * bytes.len(), 0);
         }
     }
 
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
-        self.used(self.filled);
+        self.used(self.filled, Growth::Useless);
     }
 
     /// Where the next bytes belong. Nobody shares the buffer after [`used`](ReadBuffer::used).
@@ -66,18 +69,33 @@ impl ReadBuffer {
     }
 
     /// Goes on in another buffer, with a copy of `rest`.
-    fn replace(&mut self, rest: &[u8]) {
+    fn replace(&mut self, rest: Range<usize>) {
         let size = READ_BUFFER.max(2 * rest.len());
-        let free = self.lent.iter_mut().position(|lent| lent.len() == size && Arc::get_mut(lent).is_some());
-        // Fresh zeros from the system: what is never received is never there.
-        let mut next =
-            free.and_then(|free| self.lent.remove(free)).unwrap_or_else(|| Arc::new(vec![0; size]));
-        if let Some(start) = Arc::get_mut(&mut next).and_then(|bytes| bytes.get_mut(..rest.len())) {
-            start.copy_from_slice(rest);
+        let is_back = |lent: &mut Arc<Vec<u8>>| lent.len() == size && Arc::get_mut(lent).is_some();
+        if self.lent.len() == size && !is_back(&mut self.lent) {
+            // Whoever reads its messages may wait for this very processor, and is faster than memory that is not in the cache.
+            thread::yield_now();
         }
-        self.bytes = next;
         self.filled = rest.len();
+        let rest = self.bytes.get(rest).unwrap_or_default();
+        if is_back(&mut self.lent)
+            && let Some(start) = Arc::get_mut(&mut self.lent).and_then(|bytes| bytes.get_mut(..rest.len()))
+        {
+            start.copy_from_slice(rest);
+        } else {
+            self.lent = Arc::new(zeros(size, rest));
+        }
+        mem::swap(&mut self.bytes, &mut self.lent);
     }
+}
+
+/// So many bytes, which begin with `start`. Fresh zeros come from the system: what is never received is never there.
+fn zeros(size: usize, start: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; size];
+    if let Some(place) = bytes.get_mut(..start.len()) {
+        place.copy_from_slice(start);
+    }
+    bytes
 }
 
 #[cfg(test)]
@@ -99,25 +117,45 @@ mod tests {
         let mut buffer = ReadBuffer::new(b"before ");
         receive(&mut buffer, b"and after");
         assert_eq!(received(&buffer), b"before and after");
-        buffer.used(7);
+        buffer.used(7, Growth::Useful);
         assert_eq!(received(&buffer), b"and after");
         buffer.clear();
         assert_eq!(received(&buffer), b"");
     }
 
+    /// Row 91: what hardly reads has a small buffer; what comes in large pieces makes it grow, up to a limit.
+    #[test]
+    fn it_grows_while_it_is_filled_by_what_comes() {
+        let mut buffer = ReadBuffer::new(b"");
+        for (received, growth) in [(FIRST - 1, Growth::Useful), (FIRST, Growth::Useless)] {
+            buffer.add(received);
+            buffer.used(received, growth);
+            assert_eq!(buffer.space().len(), FIRST);
+        }
+        for _ in 0..20 {
+            let all = buffer.space().len();
+            buffer.add(all);
+            buffer.used(all, Growth::Useful);
+        }
+        assert_eq!(buffer.space().len(), READ_BUFFER);
+    }
+
     #[test]
     fn a_buffer_that_is_shared_is_not_written_to_and_is_used_again_later() {
         let mut buffer = ReadBuffer::new(b"");
+        let small = buffer.received().0.clone();
+        buffer.used(0, Growth::Useful);
+        drop(small);
         receive(&mut buffer, b"large rest");
         let shared = buffer.received().0.clone();
         let address = shared.as_ptr();
-        buffer.used(6);
+        buffer.used(6, Growth::Useful);
         assert_eq!(received(&buffer), b"rest");
         receive(&mut buffer, &[b'x'; 20]);
         assert_eq!(&shared[..10], b"large rest");
         drop(shared);
         let shared = buffer.received().0.clone();
-        buffer.used(0);
+        buffer.used(0, Growth::Useful);
         assert_eq!(buffer.received().0.as_ptr(), address);
         assert_eq!(&received(&buffer)[..5], b"restx");
         drop(shared);
@@ -129,24 +167,24 @@ mod tests {
         let kept: Vec<_> = (0..10)
             .map(|_| {
                 let shared = buffer.received().0.clone();
-                buffer.used(0);
+                buffer.used(0, Growth::Useful);
                 shared
             })
             .collect();
-        assert_eq!(kept.iter().filter(|kept| Arc::strong_count(kept) > 1).count(), REMEMBERED);
+        assert_eq!(kept.iter().filter(|kept| Arc::strong_count(kept) > 1).count(), 1);
     }
 
     #[test]
     fn a_frame_that_does_not_fit_makes_it_grow() {
         let mut buffer = ReadBuffer::new(b"");
-        for _ in 0..3 {
+        while received(&buffer).len() < 4 * READ_BUFFER {
             let all = buffer.space().len();
             buffer.add(all);
-            buffer.used(0);
+            buffer.used(0, Growth::Useful);
         }
-        assert_eq!(received(&buffer).len(), 4 * READ_BUFFER);
+        assert_eq!(buffer.space().len(), 4 * READ_BUFFER);
         let shared = buffer.received().0.clone();
-        buffer.used(0);
+        buffer.used(0, Growth::Useful);
         assert_eq!((received(&buffer).len(), buffer.space().len()), (4 * READ_BUFFER, 4 * READ_BUFFER));
         drop(shared);
     }

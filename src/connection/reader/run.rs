@@ -1,19 +1,15 @@
 //! What one read brings for one consumer, or for one channel's publisher, is gathered and handed over at once.
 
-use std::{collections::VecDeque, mem, sync::Arc};
+use std::{ops::Range, sync::Arc};
 
 use crate::{
-    connection::state::{Arrived, Batch, Confirmation, Inbox},
+    connection::{
+        batch::{Arrived, Gathered},
+        state::{Confirmation, Inbox},
+    },
+    protocol::content::Content,
     sync::Waiter,
 };
-
-/// A pack is handed over when it has grown to this size, so that a program which keeps one small message
-/// keeps at most so much memory alive with it.
-const PACK_SIZE: usize = 16 * 1024;
-
-/// Packs that were handed over are remembered, so that their memory is used again when their messages are gone. As
-/// many as one read may fill.
-const REMEMBERED: usize = 32;
 
 /// After so many deliveries whoever sleeps is woken, also in the middle of what was read.
 const WAKE_AFTER: usize = 512;
@@ -24,8 +20,7 @@ pub(super) struct Run {
     /// The channel and its inbox, as long as nothing but deliveries and confirms came for it in this read.
     target: Option<(u16, Arc<dyn Inbox>)>,
     consumer_tag: Vec<u8>,
-    batch: Batch,
-    lent: VecDeque<Arc<Batch>>,
+    gathered: Gathered,
     confirmations: Vec<Confirmation>,
     /// Those who have got something, to be woken at the end of the read: a wake-up costs more than what it is for.
     woken: Vec<Waiter>,
@@ -74,35 +69,28 @@ impl Run {
         }
     }
 
-    /// A small message, which `append` adds to a pack of them.
-    pub(super) fn small(&mut self, append: impl FnOnce(&mut Vec<u8>) -> Arrived) {
-        if self.batch.shares().is_some() {
+    /// A message that lies whole in the read buffer; see [`Gathered::add`].
+    #[inline]
+    pub(super) fn whole(
+        &mut self,
+        buffer: &Arc<Vec<u8>>,
+        message: &Range<usize>,
+        arrived: impl FnOnce(usize) -> Arrived,
+    ) {
+        if !self.gathered.fits(message) {
             self.hand_over_deliveries();
         }
-        let pack = self.batch.pack();
-        let arrived = append(pack);
-        let is_full = pack.len() >= PACK_SIZE;
-        self.batch.deliveries.push(arrived);
-        if is_full {
+        self.gathered.add(buffer, message, arrived);
+        if self.gathered.is_full() {
             self.hand_over_deliveries();
         }
     }
 
-    /// A large message in a buffer of its own.
-    pub(super) fn large(&mut self, bytes: Vec<u8>, arrived: Arrived) {
+    /// A message that was put together from pieces.
+    pub(super) fn assembled(&mut self, content: Content, delivery_tag: u64, redelivered: bool) {
         self.hand_over_deliveries();
-        *self.batch.pack() = bytes;
-        self.batch.deliveries.push(arrived);
+        self.gathered.put(content, delivery_tag, redelivered);
         self.hand_over_deliveries();
-    }
-
-    /// A large message that stays in the read buffer.
-    pub(super) fn shared(&mut self, buffer: &Arc<Vec<u8>>, arrived: Arrived) {
-        if !self.batch.shares().is_some_and(|shared| Arc::ptr_eq(shared, buffer)) {
-            self.hand_over_deliveries();
-            self.batch.share(buffer.clone());
-        }
-        self.batch.deliveries.push(arrived);
     }
 
     fn hand_over_confirmations(&mut self) {
@@ -116,27 +104,14 @@ impl Run {
     }
 
     fn hand_over_deliveries(&mut self) {
-        if self.batch.deliveries.is_empty() {
+        let deliveries = self.gathered.len();
+        if deliveries == 0 {
             return;
         }
-        let Some((_, inbox)) = &self.target else { return self.batch.clear() };
-        let (bytes, deliveries) = (self.batch.pack().len().min(PACK_SIZE), self.batch.deliveries.len());
-        let free = self.lent.iter_mut().position(|lent| Arc::get_mut(lent).is_some());
-        let mut batch = free.and_then(|free| self.lent.remove(free)).unwrap_or_default();
-        if let Some(batch) = Arc::get_mut(&mut batch) {
-            batch.clear();
-            mem::swap(batch, &mut self.batch);
+        if let Some((_, inbox)) = &self.target {
+            inbox.deliveries(&self.consumer_tag, &mut self.gathered, &mut self.woken);
         }
-        inbox.deliveries(&self.consumer_tag, &batch, &mut self.woken);
-        if batch.is_pack() {
-            if self.lent.len() == REMEMBERED {
-                self.lent.pop_front();
-            }
-            self.lent.push_back(batch);
-        }
-        // The next batch of a stream will be about as large as this one.
-        self.batch.pack().reserve(bytes);
-        self.batch.deliveries.reserve(deliveries);
+        self.gathered.clear();
         self.since_woken += deliveries;
         if self.since_woken >= WAKE_AFTER {
             self.wake();

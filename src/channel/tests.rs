@@ -1,0 +1,146 @@
+//! How many locks and wake-ups a message may cost, by counting those of the thread that does the work. The other half of
+//! the budget, allocations and system calls, is in `tests/budget.rs`.
+
+use super::fixture::Fixture;
+use crate::{
+    connection::{outgoing::Urgency, reader::Demultiplexer},
+    protocol::{
+        content::{write_body, write_header},
+        frame::write_method,
+        spec::{BasicDeliver, MethodBody, QueuePurge, QueuePurgeOk},
+        wire::ShortStr,
+    },
+    sync::{Waiter, counted},
+};
+use std::time::Duration;
+
+const MESSAGES: usize = 10_000;
+
+/// The first and the last of a row.
+const ONCE: usize = 50;
+
+/// What is handed over at once, and written at once.
+const PACK: usize = 16 * 1024;
+const WRITE: usize = 64 * 1024;
+
+/// The locks that `work` has taken, and whom it has woken.
+fn cost(work: impl FnOnce()) -> (usize, usize) {
+    let before = (counted::LOCKS.get(), counted::WAKES.get());
+    work();
+    (counted::LOCKS.get() - before.0, counted::WAKES.get() - before.1)
+}
+
+/// Deliveries on channel 1, in one buffer. A consumer gets `row` of them before it is the next one's turn.
+fn deliveries(tags: &[&'static str], row: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for number in 0..MESSAGES {
+        let tag = tags[number / row % tags.len()];
+        let deliver = BasicDeliver {
+            consumer_tag: ShortStr::truncated(tag),
+            delivery_tag: number as u64 + 1,
+            ..Default::default()
+        };
+        write_method(&mut bytes, 1, 4096, &deliver).unwrap();
+        write_header(&mut bytes, 1, 4096, 16, None).unwrap();
+        write_body(&mut bytes, 1, 4096, b"sixteen bytes...");
+    }
+    bytes
+}
+
+/// One wake-up for as much as is read at once, and a few locks for a pack; the consumer takes all of them with one.
+#[test]
+fn deliveries_are_handed_over_in_batches() {
+    for tag in ["a", "b"] {
+        let mut fixture = Fixture::new();
+        let mut demultiplexer = Demultiplexer::new(&fixture.shared);
+        let bytes = deliveries(&[tag], 1);
+        let consumer = fixture.consumers.iter_mut().find(|consumer| consumer.consumer_tag() == tag).unwrap();
+        assert!(consumer.take_next(Some(Waiter::new())).unwrap().is_none());
+        let (locks, wakes) = cost(|| assert_eq!(demultiplexer.feed(&bytes).unwrap(), bytes.len()));
+        assert!(locks <= 3 * bytes.len() / PACK + ONCE, "{locks} locks for {MESSAGES} deliveries");
+        assert_eq!(wakes, 1);
+        let (locks, wakes) = cost(|| {
+            for _ in 0..MESSAGES {
+                assert_eq!(consumer.next_timeout(Duration::ZERO).unwrap().unwrap().body().len(), 16);
+            }
+        });
+        assert!(locks <= ONCE, "{locks} locks to take {MESSAGES} deliveries");
+        assert_eq!(wakes, 0);
+    }
+}
+
+/// The worst that can come: each message is for another consumer than the one before. Each costs what a batch does, and
+/// not more with more channels and consumers; whoever sleeps is woken once.
+#[test]
+fn deliveries_in_turn_cost_a_batch_each() {
+    let mut fixture = Fixture::new();
+    let mut demultiplexer = Demultiplexer::new(&fixture.shared);
+    for consumer in &mut fixture.consumers {
+        assert!(consumer.take_next(Some(Waiter::new())).unwrap().is_none());
+    }
+    let bytes = deliveries(&["a", "b"], 1);
+    let (locks, wakes) = cost(|| assert_eq!(demultiplexer.feed(&bytes).unwrap(), bytes.len()));
+    assert!(locks <= 2 * MESSAGES + ONCE, "{locks} locks for {MESSAGES} deliveries");
+    assert_eq!(wakes, 2);
+}
+
+/// The channel's lock and that of the outgoing buffer.
+#[test]
+fn an_ack_takes_two_locks() {
+    let mut fixture = Fixture::new();
+    let mut demultiplexer = Demultiplexer::new(&fixture.shared);
+    let bytes = deliveries(&["a"], 1);
+    demultiplexer.feed(&bytes).unwrap();
+    let consumer = &mut fixture.consumers[0];
+    let (locks, _) = cost(|| {
+        for _ in 0..MESSAGES {
+            consumer.try_next().unwrap().unwrap().ack().unwrap();
+        }
+    });
+    assert!(locks <= 2 * MESSAGES + ONCE, "{locks} locks for {MESSAGES} acks");
+}
+
+/// That of the outgoing buffer.
+#[test]
+fn a_publish_takes_one_lock() {
+    let fixture = Fixture::new();
+    let (locks, wakes) = cost(|| {
+        for _ in 0..MESSAGES {
+            fixture.channels[0].basic_publish("", "key", "sixteen bytes...").unwrap();
+        }
+    });
+    // Each write takes a few.
+    let writes = MESSAGES * 80 / WRITE;
+    assert!(locks <= MESSAGES + 4 * writes + ONCE, "{locks} locks for {MESSAGES} publishes");
+    assert_eq!(wakes, 0);
+}
+
+/// The caller takes five (the channel's, three to append and to write, the answer's) and the reader three; nobody is woken
+/// who does not wait for this answer.
+#[test]
+fn a_call_takes_eight_locks() {
+    let fixture = Fixture::new();
+    let mut demultiplexer = Demultiplexer::new(&fixture.shared);
+    let mut answer = Vec::new();
+    write_method(&mut answer, 2, 4096, &QueuePurgeOk { message_count: 0 }).unwrap();
+    let core = fixture.channels[1].core();
+    let purge = QueuePurge { queue: ShortStr::truncated("q"), ..Default::default() };
+    let (locks, wakes) = cost(|| {
+        for _ in 0..MESSAGES {
+            let coming = core
+                .begin(
+                    Duration::ZERO,
+                    QueuePurge::NAME,
+                    QueuePurge::REPLIES,
+                    Urgency::Caller,
+                    |out, channel| write_method(out, channel, 4096, &purge),
+                )
+                .unwrap();
+            core.connection.outgoing.flush();
+            demultiplexer.feed(&answer).unwrap();
+            assert!(coming.take().is_some());
+        }
+    });
+    assert!(locks <= 8 * MESSAGES, "{locks} locks for {MESSAGES} calls");
+    assert_eq!(wakes, 0);
+}
