@@ -24,21 +24,6 @@ fn open(broker: &Broker) -> (Connection, leveret::Channel) {
     (connection, channel)
 }
 
-/// The number of this process' threads that belong to a broker.
-#[cfg(target_os = "linux")]
-fn broker_threads() -> usize {
-    let names = std::fs::read_dir("/proc/self/task").unwrap().filter_map(|task| {
-        // A thread may end while it is looked at.
-        std::fs::read_to_string(task.ok()?.path().join("comm")).ok()
-    });
-    names
-        .filter(|name| {
-            let name = name.trim();
-            name.starts_with("leveret-broker") || name == "leveret-session" || name == "leveret-sender"
-        })
-        .count()
-}
-
 /// Many start, serve and stop, also with connections open; nothing of them is left.
 #[test]
 fn brokers_come_and_go_and_leave_nothing() {
@@ -61,26 +46,6 @@ fn brokers_come_and_go_and_leave_nothing() {
         connection.close().unwrap();
     }
     drop(brokers);
-}
-
-/// After the drop the threads of that broker have ended. The other tests of this program run beside this one, so it
-/// looks at its own sessions only.
-#[test]
-fn a_broker_knows_its_connections() {
-    let broker = Broker::listen("127.0.0.1:0").unwrap();
-    let named = broker.uri().unwrap().parse::<Config>().unwrap().connection_name("billing");
-    let connection = Connection::open(named).unwrap();
-    let inside = broker.connect().unwrap();
-    let _channel = inside.channel().unwrap();
-    let known = broker.connections();
-    assert_eq!(known.len(), 2);
-    assert_eq!((known[0].name(), known[0].channels, &*known[0].user), (Some("billing"), 0, "guest"));
-    assert!(known[0].peer.is_some() && known[1].peer.is_none());
-    assert_eq!((known[1].channels, known[1].vhost.as_deref()), (1, Some("/")));
-    connection.close().unwrap();
-    broker.expect_connections(1, LIMIT).unwrap();
-    let error = broker.expect_connections(5, Duration::ZERO).unwrap_err();
-    assert!(error.to_string().contains("1 connections"), "{error}");
 }
 
 #[test]
@@ -371,21 +336,4 @@ fn frames_can_be_read_afterwards() -> Result<()> {
     broker.keep_frames(0);
     assert!(broker.frame_log().is_empty());
     connection.close()
-}
-
-/// Five hundred connections at once, each with a queue; then all threads are gone.
-#[cfg(target_os = "linux")]
-#[test]
-fn many_connections_are_served() {
-    let _watchdog = Watchdog::new("many connections", LIMIT);
-    let broker = Broker::start();
-    let connections: Vec<_> = (0..500).map(|_| broker.connect().unwrap()).collect();
-    assert!(broker_threads() >= 1000);
-    for (number, connection) in connections.iter().enumerate() {
-        let channel = connection.channel().unwrap();
-        channel.queue_declare(&*format!("q{number}")).unwrap();
-        channel.basic_publish("", &format!("q{number}"), "message").unwrap();
-    }
-    broker.expect_connections(500, LIMIT).unwrap();
-    assert_eq!(broker.queues("/").len(), 500);
 }

@@ -8,7 +8,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc, Condvar, Mutex, PoisonError, Weak,
+        Arc, Condvar, Mutex, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
@@ -38,6 +38,10 @@ const STACK: usize = 512 * 1024;
 
 /// How long clients may take to answer when the broker says that it stops.
 const FAREWELL: Duration = Duration::from_millis(500);
+
+/// How long sessions may take to notice that they were cut. They wait for nothing that is not cut with them, so this is for
+/// a machine that is very busy.
+const LAST: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 pub(super) struct Hub {
@@ -245,10 +249,13 @@ impl Hub {
             presence
         };
         let id = presence.id;
-        let hub = self.myself.upgrade().ok_or_else(stopped)?;
         let run = {
-            let presence = presence.clone();
-            move || session::run(&hub, &presence)
+            let (hub, presence) = (self.weak(), presence.clone());
+            move || {
+                if let Some(hub) = hub.upgrade() {
+                    session::run(&hub, &presence);
+                }
+            }
         };
         match spawn("leveret-session", run) {
             Ok(thread) => {
@@ -261,7 +268,7 @@ impl Hub {
             }
             Err(error) => {
                 presence.cut();
-                lock(&self.sessions).open.remove(&id);
+                self.finished(id);
                 Err(error)
             }
         }
@@ -316,45 +323,44 @@ impl Hub {
     /// Cuts a session without a word, and gives its thread a moment to end.
     pub(super) fn give_up(&self, presence: &Presence) {
         presence.cut();
-        self.wait_ended(|sessions| !sessions.open.contains_key(&presence.id));
+        self.wait_ended(FAREWELL, |sessions| !sessions.open.contains_key(&presence.id));
     }
 
-    /// Waits for sessions to end, for a moment at most.
-    fn wait_ended(&self, done: impl Fn(&Sessions) -> bool) {
-        let deadline = Instant::now() + FAREWELL;
+    /// Waits for sessions to end; false when the time was over.
+    fn wait_ended(&self, limit: Duration, done: impl Fn(&Sessions) -> bool) -> bool {
+        let deadline = Instant::now() + limit;
         let mut sessions = lock(&self.sessions);
         while !done(&sessions) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return;
+                return false;
             }
             sessions = match self.ended.wait_timeout(sessions, left) {
                 Ok((sessions, _)) => sessions,
                 Err(poisoned) => poisoned.into_inner().0,
             };
         }
+        true
     }
 
-    /// Closes all connections with 320, and does not return before their threads have ended.
+    /// Closes all connections with 320, and waits until their threads have ended.
     pub(super) fn stop_sessions(&self) {
         lock(&self.sessions).stopped = true;
         for served in self.all_vhosts() {
             served.close_sessions(self, "broker forced connection closure with reason 'shutdown'");
         }
-        self.wait_ended(|sessions| sessions.open.is_empty());
+        self.wait_ended(FAREWELL, |sessions| sessions.open.is_empty());
         self.cut_sessions();
     }
 
-    /// Cuts all connections without a word, and does not return before their threads have ended.
+    /// Cuts all connections without a word, and waits until their threads have ended.
     pub(super) fn cut_sessions(&self) {
         for presence in self.sessions() {
             presence.cut();
         }
-        let mut sessions = lock(&self.sessions);
-        while !sessions.open.is_empty() {
-            sessions = self.ended.wait(sessions).unwrap_or_else(PoisonError::into_inner);
+        if !self.wait_ended(LAST, |sessions| sessions.open.is_empty()) {
+            log::error!(target: "leveret::broker", "sessions that were cut are still at work: they are left behind");
         }
-        drop(sessions);
         self.reap();
     }
 

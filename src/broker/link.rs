@@ -32,6 +32,9 @@ use crate::{
 /// taken half. One message more may stand in it: a large one has to go out some time.
 pub(super) const FULL: usize = 512 * 1024;
 
+/// How long the client may take to answer `connection.close`, and to hang up after its own was answered.
+pub(super) const CLOSING: Duration = Duration::from_secs(5);
+
 /// One connection's way out.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -56,6 +59,8 @@ struct Outgoing {
     unwritten: usize,
     /// Somebody is writing.
     busy: bool,
+    /// The connection is being closed: when it ends at the latest.
+    last: Option<Instant>,
     /// The transport took no more: the writer thread's turn.
     stalled: bool,
     /// A test has stopped writing.
@@ -109,6 +114,7 @@ impl Link {
                 sending: Vec::new(),
                 unwritten: 0,
                 busy: false,
+                last: None,
                 stalled: false,
                 held: false,
                 delay: Duration::ZERO,
@@ -260,6 +266,11 @@ impl Link {
             if state.end == End::Closed {
                 return Turn::End;
             }
+            if state.last.is_some_and(|last| last <= Instant::now()) {
+                self.end(&mut state);
+                self.changed.notify_all();
+                return Turn::End;
+            }
             if state.release(&self.clock) {
                 state.stalled = true;
             }
@@ -267,7 +278,7 @@ impl Link {
                 return Turn::Write;
             }
             let due = state.late.front().map(|(due, _)| self.clock.instant(*due));
-            let next = [deadline, due].into_iter().flatten().min();
+            let next = [deadline, due, state.last].into_iter().flatten().min();
             let left = next.map(|next| next.saturating_duration_since(Instant::now()));
             if std::mem::take(&mut state.woken) || left.is_some_and(|left| left.is_zero()) {
                 return Turn::Look;
@@ -276,10 +287,11 @@ impl Link {
         }
     }
 
-    /// Waits until the client has taken enough for more to be read from it; true when the link is still open.
+    /// Waits until the client has taken enough for more to be read from it, or is to answer to a close; true when the link is
+    /// still open.
     pub(super) fn wait_for_room(&self) -> bool {
         let mut state = lock(&self.state);
-        while state.end != End::Closed && self.is_full() {
+        while state.end != End::Closed && state.last.is_none() && self.is_full() {
             state = wait(&self.changed, state, None);
         }
         state.end != End::Closed
@@ -288,6 +300,14 @@ impl Link {
     /// Has the writer thread look at its clock again.
     pub(super) fn wake(&self) {
         lock(&self.state).woken = true;
+        self.changed.notify_all();
+    }
+
+    /// The connection is being closed: it ends when the client has answered, or has had time to.
+    pub(super) fn close(&self) {
+        let mut state = lock(&self.state);
+        state.last = state.last.or_else(|| Instant::now().checked_add(CLOSING));
+        drop(state);
         self.changed.notify_all();
     }
 

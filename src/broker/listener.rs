@@ -14,19 +14,23 @@ use std::{
 use super::hub::{Hub, spawn};
 use crate::{
     error::{Error, Result},
-    transport::{Transport, tcp::Tcp},
+    transport::{
+        Transport,
+        tcp::{self, Tcp},
+    },
 };
 
 /// How long to wait when the system cannot accept, for example because it is out of file descriptors.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// How long the connection to ourselves may take that ends the wait.
+/// How long the connection to ourselves may take that ends the wait where nothing else does.
 const WAKE: Duration = Duration::from_secs(1);
 
 /// A port that is listened on. Dropping it closes the port; the thread has ended then.
 #[derive(Debug)]
 pub(super) struct Listener {
     address: SocketAddr,
+    socket: Arc<TcpListener>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -34,14 +38,14 @@ pub(super) struct Listener {
 impl Listener {
     pub(super) fn start(hub: &Arc<Hub>, addresses: &[SocketAddr]) -> Result<Listener> {
         let failed = |error| Error::io("listening", error);
-        let socket = TcpListener::bind(addresses).map_err(failed)?;
+        let socket = Arc::new(TcpListener::bind(addresses).map_err(failed)?);
         let address = socket.local_addr().map_err(failed)?;
         let stop = Arc::new(AtomicBool::new(false));
         let thread = spawn("leveret-broker", {
-            let (hub, stop) = (hub.clone(), stop.clone());
+            let (hub, socket, stop) = (hub.clone(), socket.clone(), stop.clone());
             move || accept(&hub, &socket, &stop)
         })?;
-        Ok(Listener { address, stop, thread: Some(thread) })
+        Ok(Listener { address, socket, stop, thread: Some(thread) })
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -52,18 +56,22 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
-        // The only way to end a wait for connections that every system has.
+        // Costs no file descriptor, of which there may be none left.
+        if tcp::end_listening(&self.socket).is_ok() || self.connect() {
+            let _ = self.thread.take().map(JoinHandle::join);
+        }
+    }
+}
+
+impl Listener {
+    /// The only way to end a wait for connections that every system has.
+    fn connect(&self) -> bool {
         let ip = match self.address.ip() {
             IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
             IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
             ip => ip,
         };
-        let woken = TcpStream::connect_timeout(&SocketAddr::new(ip, self.address.port()), WAKE);
-        if let Some(thread) = self.thread.take()
-            && woken.is_ok()
-        {
-            let _ = thread.join();
-        }
+        TcpStream::connect_timeout(&SocketAddr::new(ip, self.address.port()), WAKE).is_ok()
     }
 }
 

@@ -57,6 +57,8 @@ struct State {
     ports: HashMap<SessionId, Port, ByNumber>,
     /// What the model's messages took when it was counted last.
     memory: usize,
+    /// How many turns there were.
+    turns: u64,
     /// The virtual host was deleted.
     gone: bool,
 }
@@ -68,8 +70,9 @@ struct Port {
     channels: HashMap<u16, ChannelPort, ByNumber>,
     /// The model may deliver to it.
     writable: bool,
-    /// It is among those whose links are written when the turn ends.
-    dirty: bool,
+    /// The last turn in which something was put into its link, which is written when that turn ends. A number, because a
+    /// turn that panics resets nothing.
+    touched: u64,
 }
 
 #[derive(Debug, Default)]
@@ -90,7 +93,7 @@ struct Run {
 
 impl Served {
     pub(super) fn new(name: String, model: Vhost) -> Served {
-        let state = State { model, ports: HashMap::default(), memory: 0, gone: false };
+        let state = State { model, ports: HashMap::default(), memory: 0, turns: 0, gone: false };
         Served { name, state: Fair::new(state) }
     }
 
@@ -98,6 +101,7 @@ impl Served {
     pub(super) fn turn<'v>(&'v self, hub: &'v Hub) -> Turn<'v> {
         let mut state = self.state.lock();
         let since = hub.clock.now();
+        state.turns += 1;
         state.model.tick(since);
         let mut turn = Turn { hub, served: self, state, since, dirty: Vec::new(), run: None };
         turn.effects();
@@ -147,7 +151,7 @@ impl Turn<'_> {
 
     pub(super) fn open_session(&mut self, presence: &Arc<Presence>, user: &User) {
         let port =
-            Port { presence: presence.clone(), channels: HashMap::default(), writable: true, dirty: false };
+            Port { presence: presence.clone(), channels: HashMap::default(), writable: true, touched: 0 };
         self.state.model.open_session(presence.id, &user.name, user.impersonator);
         self.state.ports.insert(presence.id, port);
     }
@@ -156,7 +160,9 @@ impl Turn<'_> {
     pub(super) fn close_session(&mut self, session: SessionId) {
         if self.state.ports.contains_key(&session) {
             self.end_run();
-            self.state.ports.remove(&session);
+            if let Some(port) = self.state.ports.remove(&session) {
+                port.presence.link.close();
+            }
             self.state.model.close_session(session);
             self.effects();
         }
@@ -293,7 +299,7 @@ impl Turn<'_> {
             port.writable = false;
             state.model.set_writable(session, false);
         }
-        if !std::mem::replace(&mut port.dirty, true) {
+        if std::mem::replace(&mut port.touched, state.turns) != state.turns {
             self.dirty.push(port.presence.clone());
         }
     }
@@ -419,11 +425,6 @@ impl Turn<'_> {
             let before = std::mem::replace(&mut self.state.memory, memory);
             self.hub.count_memory(before, memory);
             let deadline = self.state.model.next_deadline();
-            for presence in &self.dirty {
-                if let Some(port) = self.state.ports.get_mut(&presence.id) {
-                    port.dirty = false;
-                }
-            }
             let Turn { hub, served, state, dirty, .. } = self;
             drop(state);
             if memory != before {
@@ -460,5 +461,44 @@ impl Served {
             turn.fail_session(presence.id, &failure);
         }
         turn.finish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{self, AssertUnwindSafe};
+
+    use super::*;
+    use crate::{
+        broker::BrokerConfig,
+        protocol::spec::BasicQosOk,
+        transport::{Transport, pipe::pipe},
+    };
+
+    /// Whoever has something to be sent in a turn that panics is sent it, at the latest with what follows.
+    #[test]
+    fn a_turn_that_panics_keeps_nobody_from_being_written_to() {
+        let config = BrokerConfig::new();
+        let user = config.users[0].clone();
+        let hub = Hub::new(config);
+        let served = hub.vhost("/").unwrap();
+        let (client, server) = pipe(4096);
+        client.set_read_timeout(Some(Duration::ZERO)).unwrap();
+        let presence = Arc::new(Presence::new(&hub, SessionId(1), Arc::new(server), None));
+        let channel = ChannelId { session: presence.id, number: 0 };
+        let mut turn = served.turn(&hub);
+        turn.open_session(&presence, &user);
+        turn.finish();
+        let panicked = panic::catch_unwind(AssertUnwindSafe(|| {
+            let mut turn = served.turn(&hub);
+            turn.method(channel, &BasicQosOk {});
+            panic!("on purpose");
+        }));
+        assert!(panicked.is_err());
+        let mut turn = served.turn(&hub);
+        turn.method(channel, &BasicQosOk {});
+        turn.finish();
+        let mut bytes = [0; 64];
+        assert_eq!(client.read(&mut bytes).unwrap(), 2 * 12);
     }
 }

@@ -12,6 +12,9 @@ use crate::{
     transport::{Patience, Transport, tls::Tls},
 };
 
+/// As good as no limit, and never too much for an [`Instant`].
+const A_DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// A connection that shakes hands for TLS on the first read, so that a client which is slow about it holds up only
 /// its own session. Nothing is written before: the client speaks first.
 #[derive(Debug)]
@@ -42,9 +45,9 @@ impl Accepted {
             return Ok(session);
         }
         let identity = lock(&self.shaking).take().ok_or(io::ErrorKind::NotConnected)?;
-        let session =
-            Tls::accept(self.socket.clone(), &identity.acceptor, Instant::now() + self.limit, self.limit)
-                .map_err(io::Error::other)?;
+        let deadline = Instant::now() + self.limit.min(A_DAY);
+        let session = Tls::accept(self.socket.clone(), &identity.acceptor, deadline, self.limit)
+            .map_err(io::Error::other)?;
         Ok(self.session.get_or_init(|| session))
     }
 }

@@ -75,6 +75,12 @@ fn send_flags(patience: Patience) -> i32 {
     }
 }
 
+/// Has whoever waits for a connection on this socket get an error. Every system but Linux refuses.
+#[cfg(feature = "broker")]
+pub(crate) fn end_listening(listener: &std::net::TcpListener) -> io::Result<()> {
+    SockRef::from(listener).shutdown(std::net::Shutdown::Both)
+}
+
 impl Transport for Tcp {
     fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         (&self.0).read(buffer)

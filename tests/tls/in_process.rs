@@ -1,6 +1,6 @@
 //! The in-process broker behind TLS.
 
-use std::net::TcpStream;
+use std::{io::Write, net::TcpStream, time::Duration};
 
 use leveret::{
     Config, Connection, Result,
@@ -37,11 +37,20 @@ fn the_in_process_broker_speaks_tls() -> Result<()> {
     Connection::open(config.tls(trusting()))?.close()
 }
 
-/// A client that never shakes hands holds up nobody, and neither does it hold up the end.
+/// A client that never shakes hands, or never finishes, holds up nobody, and neither does it hold up the end; also when it
+/// may take longer than a clock can show.
 #[test]
 fn a_client_that_is_silent_holds_up_nobody() -> Result<()> {
-    let broker = broker();
-    let silent = TcpStream::connect(broker.address().unwrap()).unwrap();
+    let identity = Identity::from_pem(&read("server.pem"), &read("server.key")).unwrap();
+    let broker =
+        BrokerConfig::new().identity(identity).handshake_timeout(Duration::MAX).listen("127.0.0.1:0")?;
+    // The beginning of a ClientHello, the beginning of a record, and what is none.
+    let said: [&[u8]; 4] = [b"", &[0x16, 3], &[0x16, 3, 1, 1, 0, 1, 0, 0, 0xfc, 3, 3], b"AMQP\0\0\x09\x01"];
+    let silent = said.map(|said| {
+        let mut client = TcpStream::connect(broker.address().unwrap()).unwrap();
+        client.write_all(said).unwrap();
+        client
+    });
     Connection::open(broker.uri()?.parse::<Config>()?.tls(trusting()))?.close()?;
     drop(broker);
     drop(silent);

@@ -17,7 +17,7 @@ use crate::{
 /// Dropping it stops it: no more connections are accepted, handlers that run finish and their confirms go out, what they
 /// wait for from peers fails ([`Error::Departed`]), the connections are closed with 320, and all threads have ended
 /// when the drop returns. Messages that no handler has seen are dropped, without a confirm. So it waits for
-/// the handlers that run, as long as they take, and for peers half a second.
+/// the handlers that run, at most [`drop_timeout`](Serve::drop_timeout), and for peers half a second.
 #[derive(Debug)]
 #[must_use = "it stops when it is dropped"]
 pub struct Listener {

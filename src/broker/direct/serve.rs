@@ -6,7 +6,7 @@ use std::{
     net::ToSocketAddrs,
     panic::{self, AssertUnwindSafe},
     sync::{Arc, Condvar, Mutex, PoisonError},
-    thread::{self, JoinHandle},
+    thread::{self, JoinHandle, ThreadId},
     time::{Duration, Instant},
 };
 
@@ -44,6 +44,7 @@ pub struct Serve {
     consumers: Option<OnConsumer>,
     workers: usize,
     pub(super) send_timeout: Duration,
+    drop_timeout: Duration,
 }
 
 impl Default for Serve {
@@ -54,6 +55,7 @@ impl Default for Serve {
             consumers: None,
             workers: 4,
             send_timeout: Duration::from_secs(30),
+            drop_timeout: Duration::from_secs(5),
         }
     }
 }
@@ -104,6 +106,13 @@ impl Serve {
         self
     }
 
+    /// How long dropping the [`Listener`] waits for handlers that run. One that takes longer is left behind, with its thread,
+    /// and nothing follows it: its confirm does not go out. Default: 5 seconds.
+    pub fn drop_timeout(mut self, timeout: Duration) -> Serve {
+        self.drop_timeout = timeout;
+        self
+    }
+
     /// Users, virtual hosts, TLS, and the limits of connections. What it says about memory and about RabbitMQ's releases
     /// has no meaning here.
     pub fn config(mut self, config: BrokerConfig) -> Serve {
@@ -142,10 +151,12 @@ impl Serve {
             messages: self.messages,
             consumers: self.consumers,
             send_timeout: self.send_timeout,
+            drop_timeout: self.drop_timeout,
             peers: Mutex::default(),
             left: Condvar::new(),
             work: Mutex::default(),
             changed: Condvar::new(),
+            ended: Condvar::new(),
         });
         for _ in 0..self.workers {
             let worker = thread::Builder::new().name("leveret-direct".into()).spawn({
@@ -170,6 +181,7 @@ impl fmt::Debug for Serve {
             .field("config", &self.config)
             .field("workers", &self.workers)
             .field("send_timeout", &self.send_timeout)
+            .field("drop_timeout", &self.drop_timeout)
             .finish_non_exhaustive()
     }
 }
@@ -181,10 +193,13 @@ pub(in crate::broker) struct Program {
     messages: Option<OnMessage>,
     consumers: Option<OnConsumer>,
     pub(super) send_timeout: Duration,
+    drop_timeout: Duration,
     peers: Mutex<BTreeMap<SessionId, Arc<PeerState>>>,
     left: Condvar,
     work: Mutex<Work>,
     changed: Condvar,
+    /// A worker has ended.
+    ended: Condvar,
 }
 
 #[derive(Default)]
@@ -192,6 +207,8 @@ struct Work {
     /// Peers with something in their inboxes; none of them twice.
     waiting: VecDeque<Arc<PeerState>>,
     workers: Vec<JoinHandle<()>>,
+    /// The workers that have ended, or are about to.
+    ended: Vec<ThreadId>,
     stopped: bool,
 }
 
@@ -263,15 +280,39 @@ impl Program {
         for peer in self.peers() {
             peer.end(Departure::Ended);
         }
+        let deadline = Instant::now().checked_add(self.drop_timeout);
         for worker in workers {
+            let id = worker.thread().id();
             // A handler that stops its own listener goes on after it.
-            if worker.thread().id() != thread::current().id() {
+            if id == thread::current().id() {
+                continue;
+            }
+            if self.wait_ended(id, deadline) {
                 let _ = worker.join();
+            } else {
+                log::warn!(target: "leveret::direct", "a handler is still at work: it is left behind");
             }
         }
     }
 
+    /// Waits for the end of a worker; false when the time was over.
+    fn wait_ended(&self, worker: ThreadId, deadline: Option<Instant>) -> bool {
+        let mut work = lock(&self.work);
+        while !work.ended.contains(&worker) {
+            let left = deadline.map_or(Duration::MAX, |it| it.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return false;
+            }
+            work = match self.ended.wait_timeout(work, left) {
+                Ok((work, _)) => work,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+        true
+    }
+
     fn work(&self) {
+        let _ended = Ended(self);
         while let Some(peer) = self.next() {
             if let Some(job) = peer.take_job() {
                 self.handle(&peer, job);
@@ -314,6 +355,16 @@ impl Program {
                 }
             }
         }
+    }
+}
+
+/// The end of a worker, whatever has ended it.
+struct Ended<'a>(&'a Program);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.work).ended.push(thread::current().id());
+        self.0.ended.notify_all();
     }
 }
 

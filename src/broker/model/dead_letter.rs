@@ -90,7 +90,7 @@ pub(super) fn letter(
         None => (message.routing_keys.clone(), message.blind_copies),
     };
     let properties = fields.encode();
-    let charge = memory.charge(properties.len() + message.body.len());
+    let charge = memory.message(properties.len() + message.body.len());
     Message {
         exchange: to.exchange.clone(),
         routing_keys,

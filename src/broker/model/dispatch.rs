@@ -233,10 +233,7 @@ impl Vhost {
         if std::mem::replace(&mut opened.writable, writable) == writable || !writable {
             return;
         }
-        let mut channels: Vec<_> =
-            self.channels.keys().filter(|channel| channel.session == session).copied().collect();
-        channels.sort_unstable();
-        channels.into_iter().for_each(|channel| self.resume(channel));
+        self.channels_of(session).into_iter().for_each(|channel| self.resume(channel));
         self.send_letters();
     }
 

@@ -110,6 +110,11 @@ impl Memory {
         self.0.load(Ordering::Relaxed)
     }
 
+    /// For a message of so many bytes.
+    pub(super) fn message(&self, bytes: usize) -> Charge {
+        self.charge(MESSAGE + bytes)
+    }
+
     pub(super) fn charge(&self, bytes: usize) -> Charge {
         self.add(bytes);
         Charge { memory: self.clone(), bytes }
@@ -282,7 +287,7 @@ pub(super) fn accept(
     let persistent = fields.octet(DELIVERY_MODE) == Some(2);
     let priority = fields.octet(PRIORITY);
     let properties = if changed { fields.encode() } else { publish.properties.clone() };
-    let bytes = MESSAGE + properties.len() + publish.body.len() + publish.routing_key.len();
+    let bytes = properties.len() + publish.body.len() + publish.routing_key.len();
     Ok(Accepted {
         message: Message {
             exchange: publish.exchange.into(),
@@ -294,7 +299,7 @@ pub(super) fn accept(
             priority,
             persistent,
             deaths: Vec::new(),
-            charge: memory.charge(bytes),
+            charge: memory.message(bytes),
         },
         mandatory: publish.mandatory,
     })

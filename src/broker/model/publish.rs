@@ -263,15 +263,18 @@ impl Vhost {
         self.letters.push_back(Letter { message: Arc::new(message), reason });
     }
 
-    /// Delivers a dead letter, except to queues that it would come back to for ever.
-    pub(super) fn send_letter(&mut self, letter: Letter) {
+    /// Delivers a dead letter, except to queues that it would come back to for ever. Gives the number of queues that it was
+    /// routed to.
+    pub(super) fn send_letter(&mut self, letter: Letter) -> usize {
         let Letter { message, reason } = letter;
         let emulate = self.emulate();
-        for queue in self.route(&message) {
-            if reason == Reason::Rejected || !dead_letter::is_cycle(&message, &queue, emulate) {
-                self.enqueue(&queue, &message);
+        let queues = self.route(&message);
+        for queue in &queues {
+            if reason == Reason::Rejected || !dead_letter::is_cycle(&message, queue, emulate) {
+                self.enqueue(queue, &message);
             }
         }
+        queues.len()
     }
 }
 

@@ -66,6 +66,9 @@ impl Vhost {
             let id = self.next_id();
             let queue = Queue::new(id, options, owner, self.now, self.emulate());
             self.queues.insert(name.clone(), queue);
+            if let Some(session) = owner.and_then(|owner| self.sessions.get_mut(&owner)) {
+                session.queues.insert(name.clone());
+            }
             self.schedule(&name);
         }
         self.remember_queue(channel, &name)
@@ -291,6 +294,9 @@ impl Vhost {
     /// Deletes a queue with its bindings and messages; its consumers are told.
     pub(super) fn remove_queue(&mut self, name: &Name) {
         let Some(mut queue) = self.queues.remove(name) else { return };
+        if let Some(session) = queue.owner.and_then(|owner| self.sessions.get_mut(&owner)) {
+            session.queues.remove(name);
+        }
         for consumer in queue.consumers.clear() {
             if let Some(channel) = self.channels.get_mut(&consumer.channel) {
                 channel.consumers.remove(&consumer.tag);

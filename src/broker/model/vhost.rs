@@ -47,14 +47,18 @@ pub(super) struct Session {
     pub(super) writable: bool,
     /// How many bytes may be delivered before the caller has to say again that it can be written to.
     pub(super) budget: usize,
+    /// Its channels.
+    channels: BTreeSet<u16>,
+    /// The queues that are exclusive to it.
+    pub(super) queues: BTreeSet<Name>,
 }
 
 /// What one operation delivers to one session at most, but for its last message. It bounds the effects that gather
 /// when a queue is long and nothing else limits a consumer.
 pub(super) const BUDGET: usize = 256 * 1024;
 
-/// How many dead letters one operation delivers; those beyond wait for the next. They can breed: a queue
-/// that expires everything at once passes each letter on, perhaps to many.
+/// How many dead letters one operation delivers, each once for every queue that it goes to; those beyond wait for the next.
+/// They can breed: a queue that expires everything at once passes each letter on, perhaps to many.
 const LETTERS_AT_ONCE: usize = 10_000;
 
 /// Exchanges that are always there.
@@ -163,35 +167,45 @@ impl Vhost {
 
     /// A connection was opened by `user`; only one who may impersonate others can set another `user-id`.
     pub(crate) fn open_session(&mut self, session: SessionId, user: &str, may_impersonate: bool) {
-        let opened = Session { user: user.to_owned(), may_impersonate, writable: true, budget: BUDGET };
+        let opened = Session {
+            user: user.to_owned(),
+            may_impersonate,
+            writable: true,
+            budget: BUDGET,
+            channels: BTreeSet::new(),
+            queues: BTreeSet::new(),
+        };
         self.sessions.insert(session, opened);
     }
 
     /// The connection is gone: its channels, exclusive queues and consumers go, what was unacked is requeued.
     pub(crate) fn close_session(&mut self, session: SessionId) {
-        let mut channels: Vec<_> =
-            self.channels.keys().filter(|channel| channel.session == session).copied().collect();
-        channels.sort_unstable();
-        channels.into_iter().for_each(|channel| self.close_channel(channel));
-        let owned: Vec<_> = self
-            .queues
-            .iter()
-            .filter(|(_, queue)| queue.owner == Some(session))
-            .map(|(name, _)| name.clone())
-            .collect();
-        owned.iter().for_each(|name| self.remove_queue(name));
+        self.channels_of(session).into_iter().for_each(|channel| self.close_channel(channel));
+        let owned = self.sessions.get_mut(&session).map(|session| std::mem::take(&mut session.queues));
+        owned.iter().flatten().for_each(|name| self.remove_queue(name));
         self.sessions.remove(&session);
         self.send_letters();
     }
 
-    /// The channel must not exist.
+    pub(super) fn channels_of(&self, session: SessionId) -> Vec<ChannelId> {
+        let numbers = self.sessions.get(&session).map(|session| session.channels.iter());
+        numbers.into_iter().flatten().map(|&number| ChannelId { session, number }).collect()
+    }
+
+    /// The session must exist, and the channel must not.
     pub(crate) fn open_channel(&mut self, channel: ChannelId) {
-        self.channels.insert(channel, Channel::default());
+        if let Some(session) = self.sessions.get_mut(&channel.session) {
+            session.channels.insert(channel.number);
+            self.channels.insert(channel, Channel::default());
+        }
     }
 
     /// The channel's consumers go, what was unacked is requeued.
     pub(crate) fn close_channel(&mut self, channel: ChannelId) {
         let Some(closed) = self.channels.remove(&channel) else { return };
+        if let Some(session) = self.sessions.get_mut(&channel.session) {
+            session.channels.remove(&channel.number);
+        }
         if let Some(reply) = closed.reply_consumer {
             self.reply_addresses.remove(&reply.address);
         }
@@ -261,9 +275,10 @@ impl Vhost {
 
     /// Delivers the dead letters that the current operation has made, and those that these make.
     pub(super) fn send_letters(&mut self) {
-        for _ in 0..LETTERS_AT_ONCE {
+        let mut sent = 0;
+        while sent < LETTERS_AT_ONCE {
             let Some(letter) = self.letters.pop_front() else { return };
-            self.send_letter(letter);
+            sent += 1 + self.send_letter(letter);
         }
     }
 

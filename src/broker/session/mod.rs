@@ -19,13 +19,14 @@ mod topology;
 use std::{
     panic::{self, AssertUnwindSafe},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use super::{
     direct::PeerState,
     failure::Failure,
     hub::{Hub, spawn},
+    link::CLOSING,
     model::ChannelId,
     presence::Presence,
     served::{Served, Turn},
@@ -49,9 +50,6 @@ const READ_BUFFER: usize = 64 * 1024;
 
 /// The largest payload before tune: what every client can count on, and no more, as in RabbitMQ before 4.1.
 const UNTUNED_FRAME_MAX: usize = MIN_FRAME_MAX as usize;
-
-/// How long the client may take to answer `connection.close`, and to hang up after its own was answered.
-const CLOSING: Duration = Duration::from_secs(5);
 
 /// How far the connection is.
 #[derive(Debug)]
@@ -98,7 +96,11 @@ pub(super) fn run(hub: &Arc<Hub>, presence: &Arc<Presence>) {
     let _finished = Finished { hub, presence };
     let writer = {
         let (hub, presence) = (hub.clone(), presence.clone());
-        spawn("leveret-sender", move || heartbeat::run(&hub, &presence))
+        spawn("leveret-sender", move || {
+            // Without it nothing more would reach the client.
+            let _cut = Cut(&presence);
+            heartbeat::run(&hub, &presence);
+        })
     };
     let Ok(writer) = writer else { return };
     let mut session = Session {
@@ -112,13 +114,23 @@ pub(super) fn run(hub: &Arc<Hub>, presence: &Arc<Presence>) {
         paused: false,
     };
     // Whatever a client has brought about, it is this one's connection that ends.
-    if panic::catch_unwind(AssertUnwindSafe(|| session.read_all())).is_err() {
-        log::error!(target: "leveret::broker", "connection {} is cut: its session panicked", presence.id.0);
+    for part in [Session::read_all, Session::leave] {
+        if panic::catch_unwind(AssertUnwindSafe(|| part(&mut session))).is_err() {
+            log::error!(target: "leveret::broker", "connection {} is cut: its session panicked", presence.id.0);
+        }
     }
-    session.leave();
     presence.link.finish();
     presence.cut();
     let _ = writer.join();
+}
+
+/// Cuts the session when it is dropped.
+struct Cut<'a>(&'a Presence);
+
+impl Drop for Cut<'_> {
+    fn drop(&mut self) {
+        self.0.cut();
+    }
 }
 
 /// The end of a session's thread, whatever has ended it: who stops the broker waits for it.
@@ -302,7 +314,10 @@ impl Session<'_> {
             Incoming::Frame(RawFrame { kind, channel, payload }, used) => {
                 if (kind, channel) == (frames::METHOD, 0) {
                     match frames::method_ids(payload) {
-                        Some((ConnectionClose::CLASS, ConnectionClose::METHOD)) => {
+                        // One who asks again and again and reads no answer gets none.
+                        Some((ConnectionClose::CLASS, ConnectionClose::METHOD))
+                            if !self.presence.link.is_full() =>
+                        {
                             self.send(&ConnectionCloseOk {});
                         }
                         Some((ConnectionCloseOk::CLASS, ConnectionCloseOk::METHOD)) => {
@@ -346,7 +361,7 @@ impl Session<'_> {
     }
 
     /// The client is gone, or done.
-    fn leave(&self) {
+    fn leave(&mut self) {
         self.depart(Departure::Lost);
         if let (Some(peer), Some(program)) = (&self.peer, &self.hub.program) {
             program.remove(peer.id());
@@ -370,37 +385,70 @@ fn max_payload(frame_max: u32, max_message_size: u64) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        sync::{Condvar, Mutex},
+        time::Duration,
+    };
+
     use super::*;
     use crate::{
         broker::BrokerConfig,
+        protocol::frame::PROTOCOL_HEADER,
+        sync::lock,
         transport::{Patience, Transport},
     };
 
-    /// Its first read is the worst that can happen to a session.
+    /// Something of it is the worst that can happen to a session.
     #[derive(Debug)]
-    struct Panicking;
+    enum Worst {
+        Read,
+        /// That of the second thread, which has to write what the first could not. With whether it was asked for something
+        /// and has not been shut down.
+        Write(Mutex<bool>, Condvar),
+    }
 
-    impl Transport for Panicking {
-        fn read(&self, _: &mut [u8]) -> std::io::Result<usize> {
-            panic!("on purpose")
+    impl Transport for Worst {
+        fn read(&self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            let Worst::Write(asked, changed) = self else { panic!("on purpose") };
+            let mut asked = lock(asked);
+            if let Some(first) = buffer.first_chunk_mut().filter(|_| !*asked) {
+                *first = PROTOCOL_HEADER;
+                *asked = true;
+                return Ok(PROTOCOL_HEADER.len());
+            }
+            drop(changed.wait_while(asked, |asked| *asked).unwrap());
+            Ok(0)
         }
 
-        fn write(&self, _: &[std::io::IoSlice<'_>], _: Patience) -> std::io::Result<usize> {
-            Ok(1)
+        fn write(&self, _: &[std::io::IoSlice<'_>], patience: Patience) -> std::io::Result<usize> {
+            assert!(patience == Patience::None, "on purpose");
+            Err(std::io::ErrorKind::WouldBlock.into())
         }
 
         fn set_read_timeout(&self, _: Option<Duration>) -> std::io::Result<()> {
             Ok(())
         }
 
-        fn shutdown(&self) {}
+        fn shutdown(&self) {
+            if let Worst::Write(asked, changed) = self {
+                *lock(asked) = false;
+                changed.notify_all();
+            }
+        }
     }
 
+    /// Whichever of its threads it is: the connection ends by itself, and nobody waits for it.
     #[test]
     fn a_session_that_panics_is_cut_and_holds_up_no_stop() {
-        let hub = Hub::new(BrokerConfig::new());
-        hub.start(Arc::new(Panicking), None).unwrap();
-        hub.stop_sessions();
-        assert!(hub.sessions().is_empty());
+        for worst in [Worst::Read, Worst::Write(Mutex::new(false), Condvar::new())] {
+            let hub = Hub::new(BrokerConfig::new().handshake_timeout(Duration::MAX));
+            hub.start(Arc::new(worst), None).unwrap();
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while !hub.sessions().is_empty() {
+                assert!(Instant::now() < deadline, "it has not ended");
+                std::thread::yield_now();
+            }
+            hub.stop_sessions();
+        }
     }
 }
