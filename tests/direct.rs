@@ -507,8 +507,8 @@ fn stopping_ends_every_wait() {
     let (sender, error) = mpsc::channel();
     let listener = Serve::new()
         .consumers(move |consumer: Consumer| {
-            sender.send(None)?;
             consumer.send("one")?;
+            sender.send(None)?;
             sender.send(consumer.send("two").err())?;
             Ok(())
         })
