@@ -36,8 +36,6 @@ mod hub;
 mod inspect;
 mod link;
 mod listener;
-// Until the sessions use all of it.
-#[allow(dead_code, unused_imports)]
 pub(crate) mod model;
 mod presence;
 mod served;

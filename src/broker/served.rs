@@ -19,7 +19,7 @@ use super::{
     presence::Presence,
 };
 use crate::{
-    error::{ReplyCode, Scope},
+    error::ReplyCode,
     protocol::{
         content,
         frame::{self, FrameKind},
@@ -354,14 +354,6 @@ impl Turn<'_> {
                 if port.is_some_and(|port| port.presence.takes_cancels()) {
                     let consumer_tag = ShortStr::from_bytes(&consumer_tag);
                     self.method(channel, &BasicCancel { consumer_tag, no_wait: true });
-                }
-            }
-            Effect::CloseChannel { channel, refusal } => {
-                let failure = Failure::from(refusal);
-                if failure.refusal.scope == Scope::Connection {
-                    self.fail_session(channel.session, &failure);
-                } else {
-                    self.close_channel(channel, &failure);
                 }
             }
         }

@@ -122,6 +122,4 @@ pub(crate) enum Effect {
     Confirm { channel: ChannelId, delivery_tag: u64, accepted: bool },
     /// `basic.cancel`, which is for clients with the capability `consumer_cancel_notify` only.
     Cancel { channel: ChannelId, consumer_tag: Name },
-    /// The channel has failed on its own, outside of any method: it is gone here, and is to be closed there.
-    CloseChannel { channel: ChannelId, refusal: super::refusal::Refusal },
 }
