@@ -183,8 +183,8 @@ impl Vhost {
         if !no_ack {
             queue.unacked.insert(sequence, entry);
         }
-        // A quorum queue counts before it looks at what has expired behind the message.
-        let counted = (queue.kind == QueueType::Quorum).then(|| queue.ready.len());
+        // A quorum queue counts before it looks at what has expired behind a message that is to be settled.
+        let counted = (queue.kind == QueueType::Quorum && !no_ack).then(|| queue.ready.len());
         self.expire_messages(&name);
         let messages = match counted {
             Some(count) => u32::try_from(count).unwrap_or(u32::MAX),
