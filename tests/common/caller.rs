@@ -20,6 +20,15 @@ fn in_a_coroutine<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 
     static SET_UP: Once = Once::new();
     SET_UP.call_once(|| {
+        // Coroutines run on threads that belong to the first test: what these print is kept with that one's output,
+        // and shown only when that one fails.
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if may::coroutine::is_coroutine() {
+                super::watchdog::say(&format!("in a coroutine: {info}"));
+            }
+            usual(info);
+        }));
         // The bodies of tests are deep, and block their thread in between; what the library itself needs and
         // does is the subject of tests/coroutines.
         may::config().set_workers(32).set_stack_size(MEGABYTE_IN_WORDS).set_worker_pin(false);
