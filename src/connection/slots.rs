@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 /// How long an id is kept back for the answer to a close that has crossed the peer's own.
 ///
 /// Whoever has sent a close and a close-ok has nothing more to say, but the peer's close-ok may still be on its
-/// way, and must not be taken for an answer to the next channel with this id. RabbitMQ answers within
-/// milliseconds, or, when it ends the channel first, never.
-const KEPT_BACK: Duration = Duration::from_secs(1);
+/// way, and must not be taken for an answer to the next channel with this id: it would hide that one's late error.
+/// RabbitMQ answers within milliseconds unless its machine stands still for a while or, hardly ever, when it ends the
+/// channel first, never. So this is as long as a whole close may usually take; only a connection that has no other id
+/// waits for it.
+const KEPT_BACK: Duration = Duration::from_secs(5);
 
 /// The channel ids of one connection, from 1 on. `I` is what a frame on a channel is given to.
 pub(super) struct Slots<I> {
