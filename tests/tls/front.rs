@@ -51,12 +51,16 @@ pub fn trusting() -> TlsOptions {
 /// The same with a connector that was built once: reading the authorities of the system takes longer than a handshake,
 /// and native-tls does it for each connector.
 pub fn trusting_quickly() -> TlsOptions {
+    TlsOptions::new().connector(connector())
+}
+
+pub fn connector() -> TlsConnector {
     static CONNECTOR: OnceLock<TlsConnector> = OnceLock::new();
     let connector = CONNECTOR.get_or_init(|| {
         let authority = Certificate::from_pem(&read("ca.pem")).expect("a certificate");
         TlsConnector::builder().add_root_certificate(authority).build().expect("a connector")
     });
-    TlsOptions::new().connector(connector.clone())
+    connector.clone()
 }
 
 /// A server with this certificate.
