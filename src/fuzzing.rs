@@ -35,6 +35,8 @@ struct Target {
 const TARGETS: &[Target] = &[
     #[cfg(feature = "broker")]
     Target { name: "broker", run: broker },
+    #[cfg(feature = "broker")]
+    Target { name: "direct", run: direct },
     Target { name: "connection", run: connection },
     Target { name: "frame", run: frame },
     Target { name: "properties", run: properties },
@@ -129,9 +131,20 @@ pub fn connection(bytes: &[u8]) {
 /// the handshake is a part of them.
 #[cfg(feature = "broker")]
 pub fn broker(bytes: &[u8]) {
+    session(bytes, crate::broker::session::fixture::feed);
+}
+
+/// What a peer sends to a direct listener; the first octet as for [`broker`].
+#[cfg(feature = "broker")]
+pub fn direct(bytes: &[u8]) {
+    session(bytes, crate::broker::session::fixture::feed_direct);
+}
+
+#[cfg(feature = "broker")]
+fn session(bytes: &[u8], feed: fn(&[u8], usize, bool)) {
     let Some((&first, bytes)) = bytes.split_first() else { return };
     let cut = usize::from(first & 0x7f);
-    crate::broker::session::fixture::feed(bytes, if cut == 0 { bytes.len() } else { cut }, first & 0x80 == 0);
+    feed(bytes, if cut == 0 { bytes.len() } else { cut }, first & 0x80 == 0);
 }
 
 /// A connection URI.

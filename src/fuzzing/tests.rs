@@ -11,7 +11,8 @@ use fastrand::Rng;
 use super::*;
 #[cfg(feature = "broker")]
 use crate::protocol::spec::{
-    BasicAck, BasicNack, BasicPublish, BasicRecover, ChannelOpen, TxCommit, TxSelect,
+    BasicAck, BasicConsume, BasicNack, BasicPublish, BasicRecover, BasicReject, ChannelOpen, QueueDeclare,
+    QueueDelete, TxCommit, TxSelect,
 };
 use crate::protocol::{
     spec::{
@@ -20,6 +21,9 @@ use crate::protocol::{
     },
     wire::ShortStr,
 };
+
+/// How often each seed is damaged.
+const ROUNDS: usize = 200;
 
 /// Where the corpora and the regressions are.
 fn fuzz_directory() -> PathBuf {
@@ -90,6 +94,10 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("broker", "client", [&[7], &client(&mut Rng::with_seed(7))[..]].concat()),
         #[cfg(feature = "broker")]
         ("broker", "handshake", [&[0x80], &b"AMQP\x00\x00\x09\x01"[..], &methods[..]].concat()),
+        #[cfg(feature = "broker")]
+        ("direct", "every-method", [&[0], &methods[..]].concat()),
+        #[cfg(feature = "broker")]
+        ("direct", "peer", [&[7], &peer(&mut Rng::with_seed(9))[..]].concat()),
         ("connection", "whole", whole),
         ("connection", "sliced", sliced),
         ("uri", "parts", b"amqps://us%65r:p%40ss@host:5671,[::1]:5672/v%2fhost?heartbeat=5".to_vec()),
@@ -160,6 +168,52 @@ fn client(rng: &mut Rng) -> Vec<u8> {
     out
 }
 
+/// What a peer may say to a direct listener on the channels of its fixture: messages, one of which wants an answer, acks of
+/// what it was sent, and consumers that come and go.
+#[cfg(feature = "broker")]
+fn peer(rng: &mut Rng) -> Vec<u8> {
+    let text = |text: &'static str| ShortStr::new("a seed", text).unwrap();
+    let say =
+        |out: &mut Vec<u8>, channel, method: Method<'_>| method.write_frame(out, channel, 4096).unwrap();
+    let mut out = Vec::new();
+    say(&mut out, 2, BasicAck { delivery_tag: 1, multiple: false }.into());
+    say(&mut out, 2, BasicReject { delivery_tag: 2, requeue: true }.into());
+    say(&mut out, 2, BasicNack { delivery_tag: 0, multiple: true, requeue: false }.into());
+    say(&mut out, 3, ChannelOpen::default().into());
+    say(&mut out, 3, QueueDeclare::default().into());
+    say(&mut out, 3, BasicConsume { no_ack: true, ..Default::default() }.into());
+    say(
+        &mut out,
+        3,
+        BasicConsume { queue: text("kin"), consumer_tag: text("k"), ..Default::default() }.into(),
+    );
+    say(&mut out, 3, BasicConsume { queue: text("other"), ..Default::default() }.into());
+    say(&mut out, 3, BasicCancel { consumer_tag: text("k"), no_wait: false }.into());
+    say(&mut out, 2, BasicRecover { requeue: true }.into());
+    say(&mut out, 2, QueueDelete { queue: text("kept"), ..Default::default() }.into());
+    for asks in [false, true] {
+        say(
+            &mut out,
+            2,
+            BasicPublish { routing_key: text("q"), mandatory: true, ..Default::default() }.into(),
+        );
+        let properties = BasicProperties::new().reply_to("amq.rabbitmq.reply-to");
+        write_header(&mut out, 2, 4096, 4, asks.then_some(&properties)).unwrap();
+        frame::write(&mut out, FrameKind::Body, 2, 4096, |out| {
+            out.extend_from_slice(b"body");
+            Ok(())
+        })
+        .unwrap();
+        say(&mut out, 1, BasicPublish::default().into());
+        out.extend(random::content(rng, 1, 4096));
+    }
+    say(&mut out, 3, ChannelClose::default().into());
+    say(&mut out, 2, BasicAck { delivery_tag: 99, multiple: false }.into());
+    say(&mut out, 2, ChannelCloseOk {}.into());
+    say(&mut out, 0, ConnectionClose::default().into());
+    out
+}
+
 fn every_type(rng: &mut Rng) -> Vec<u8> {
     let several = |rng: &mut Rng| (0..8).flat_map(|_| random::table(rng, 3).1).collect::<Vec<u8>>();
     let has_every_type = |bytes: &Vec<u8>| {
@@ -193,8 +247,10 @@ fn random_and_damaged_input_is_survived() {
         for input in [noise, frames, table_bytes, properties_bytes] {
             let damaged = random::mutated(&mut rng, &input);
             for bytes in [&input, &damaged] {
-                // A broker is made anew for each input.
-                let targets = TARGETS.iter().filter(|target| round % 8 == 0 || target.name != "broker");
+                // A broker, and a listener, is made anew for each input.
+                let targets = TARGETS
+                    .iter()
+                    .filter(|target| round % 8 == 0 || !["broker", "direct"].contains(&target.name));
                 targets.for_each(|target| (target.run)(bytes));
             }
             // Damage inside of intact frames goes deeper than damaged frames do.
@@ -206,6 +262,44 @@ fn random_and_damaged_input_is_survived() {
         }
         damaged_payloads(&mut rng);
     }
+}
+
+/// Row 91: conversations with random changes, which go deeper than random bytes do, are survived by both sides.
+#[test]
+fn damaged_conversations_are_survived() {
+    let mut rng = Rng::with_seed(8);
+    for (name, _, seed) in seeds() {
+        let Some(target) = TARGETS.iter().find(|target| target.name == name) else { continue };
+        for _ in 0..ROUNDS {
+            (target.run)(&random::mutated(&mut rng, &seed));
+            if ["broker", "connection", "direct"].contains(&name) {
+                (target.run)(&out_of_order(&mut rng, &seed));
+            }
+        }
+    }
+}
+
+/// The same frames, but for some that are missing, come twice, or come at another time.
+fn out_of_order(rng: &mut Rng, conversation: &[u8]) -> Vec<u8> {
+    let (first, mut rest) = conversation.split_at(1);
+    let mut frames = Vec::new();
+    while let Ok(Some((_, used))) = frame::decode(rest, MAX_FRAME) {
+        let (frame, behind) = rest.split_at(used);
+        frames.push(frame);
+        rest = behind;
+    }
+    for _ in 0..rng.usize(1..6) {
+        if frames.is_empty() {
+            break;
+        }
+        let [place, other] = [(); 2].map(|()| rng.usize(..frames.len()));
+        match rng.u8(..3) {
+            0 => frames.insert(place, frames[other]),
+            1 => drop(frames.remove(place)),
+            _ => frames.swap(place, other),
+        }
+    }
+    [first, &frames.concat(), rest].concat()
 }
 
 /// A content whose frames are intact and whose payloads are damaged, one after the other.

@@ -147,18 +147,9 @@ impl Serve {
         if self.workers == 0 {
             return Err(Error::invalid("a listener needs at least one worker"));
         }
-        let program = Arc::new(Program {
-            messages: self.messages,
-            consumers: self.consumers,
-            send_timeout: self.send_timeout,
-            drop_timeout: self.drop_timeout,
-            peers: Mutex::default(),
-            left: Condvar::new(),
-            work: Mutex::default(),
-            changed: Condvar::new(),
-            ended: Condvar::new(),
-        });
-        for _ in 0..self.workers {
+        let workers = self.workers;
+        let (config, program) = self.without_workers();
+        for _ in 0..workers {
             let worker = thread::Builder::new().name("leveret-direct".into()).spawn({
                 let program = program.clone();
                 move || program.work()
@@ -171,7 +162,23 @@ impl Serve {
                 }
             }
         }
-        Ok((self.config, program))
+        Ok((config, program))
+    }
+
+    /// Nobody calls the handlers but [`Program::work_off`].
+    pub(in crate::broker) fn without_workers(self) -> (BrokerConfig, Arc<Program>) {
+        let program = Program {
+            messages: self.messages,
+            consumers: self.consumers,
+            send_timeout: self.send_timeout,
+            drop_timeout: self.drop_timeout,
+            peers: Mutex::default(),
+            left: Condvar::new(),
+            work: Mutex::default(),
+            changed: Condvar::new(),
+            ended: Condvar::new(),
+        };
+        (self.config, Arc::new(program))
     }
 }
 
@@ -246,7 +253,7 @@ impl Program {
         true
     }
 
-    pub(super) fn peers(&self) -> Vec<Arc<PeerState>> {
+    pub(in crate::broker) fn peers(&self) -> Vec<Arc<PeerState>> {
         lock(&self.peers).values().cloned().collect()
     }
 
@@ -314,12 +321,29 @@ impl Program {
     fn work(&self) {
         let _ended = Ended(self);
         while let Some(peer) = self.next() {
-            if let Some(job) = peer.take_job() {
-                self.handle(&peer, job);
-            }
-            if peer.goes_on() {
-                self.schedule(peer);
-            }
+            self.serve(peer);
+        }
+    }
+
+    /// Does what waits for a worker, on the calling thread.
+    #[cfg(any(test, fuzzing))]
+    pub(in crate::broker) fn work_off(&self) {
+        while let Some(peer) = self.waiting() {
+            self.serve(peer);
+        }
+    }
+
+    #[cfg(any(test, fuzzing))]
+    fn waiting(&self) -> Option<Arc<PeerState>> {
+        lock(&self.work).waiting.pop_front()
+    }
+
+    fn serve(&self, peer: Arc<PeerState>) {
+        if let Some(job) = peer.take_job() {
+            self.handle(&peer, job);
+        }
+        if peer.goes_on() {
+            self.schedule(peer);
         }
     }
 

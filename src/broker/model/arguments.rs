@@ -45,10 +45,14 @@ impl QueueType {
         }
     }
 
-    fn consumer_arguments(self) -> &'static [&'static str] {
-        match self {
-            QueueType::Classic | QueueType::Quorum => &["x-priority"],
-            QueueType::Stream => &["x-stream-offset"],
+    fn consumer_arguments(self, emulate: Emulate) -> &'static [&'static str] {
+        match (self, emulate) {
+            (QueueType::Classic, Emulate::RabbitMq3) => &["x-priority", "x-cancel-on-ha-failover"],
+            (QueueType::Classic | QueueType::Quorum, _) => &["x-priority"],
+            (QueueType::Stream, Emulate::RabbitMq3) => &["x-stream-offset"],
+            (QueueType::Stream, Emulate::RabbitMq4) => {
+                &["x-stream-offset", "x-stream-filter", "x-stream-match-unfiltered"]
+            }
         }
     }
 
@@ -98,8 +102,15 @@ const STREAM: &[&str] = &[
     "x-queue-leader-locator",
 ];
 
+/// What an argument may depend on.
+#[derive(Clone, Copy)]
+struct Beside<'a> {
+    arguments: &'a FieldTable,
+    emulate: Emulate,
+}
+
 /// How an argument is checked. The error is what RabbitMQ prints behind the colon.
-type Check = fn(&FieldValue, &FieldTable) -> Result<(), String>;
+type Check = fn(&FieldValue, Beside<'_>) -> Result<(), String>;
 
 /// In RabbitMQ's order: the first wrong argument is the one that is reported.
 const CHECKS: &[(&str, Check)] = &[
@@ -122,7 +133,11 @@ const CHECKS: &[(&str, Check)] = &[
     ("x-stream-max-segment-size-bytes", not_negative),
     ("x-initial-cluster-size", cluster_size),
     ("x-queue-leader-locator", leader_locator),
+    ("x-queue-master-locator", master_locator),
 ];
+
+const CONSUMER_CHECKS: &[(&str, Check)] =
+    &[("x-priority", whole), ("x-cancel-on-ha-failover", truth), ("x-stream-offset", stream_offset)];
 
 /// Refuses arguments of a new queue that RabbitMQ refuses. `queue` is `queue 'name' in vhost 'name'`.
 pub(super) fn check_queue_arguments(
@@ -130,14 +145,31 @@ pub(super) fn check_queue_arguments(
     arguments: &FieldTable,
     emulate: Emulate,
 ) -> Result<(), Refusal> {
-    check(queue, arguments, "x-queue-type", queue_type)?;
+    let beside = Beside { arguments, emulate };
+    check(queue, beside, "x-queue-type", queue_type)?;
     let kind = QueueType::of(arguments);
     let known = kind.arguments(emulate);
     for (name, rule) in CHECKS.iter().filter(|(name, _)| known.contains(name)) {
-        check(queue, arguments, name, *rule)?;
+        check(queue, beside, name, *rule)?;
     }
     let of_others = |name: &str| QueueType::ALL.iter().any(|kind| kind.arguments(emulate).contains(&name));
     refuse_those_of_others(queue, kind, arguments, known, of_others)
+}
+
+/// The largest segment of a stream.
+const MAX_SEGMENT: i64 = 3_000_000_000;
+
+/// Refuses sizes that a new stream cannot have: what RabbitMQ looks at last, and says in other words.
+pub(super) fn check_stream_sizes(arguments: &FieldTable, emulate: Emulate) -> Result<(), Refusal> {
+    let size = |name: &str| arguments.get(name).map(|value| integer(value).unwrap_or(i64::MAX));
+    if size("x-stream-max-segment-size-bytes").is_some_and(|size| size > MAX_SEGMENT) {
+        return Err(Refusal::precondition("Exceeded max value for x-stream-max-segment-size-bytes"));
+    }
+    let filter = size("x-stream-filter-size-bytes").filter(|_| emulate != Emulate::RabbitMq3);
+    if filter.is_some_and(|size| !(16..=255).contains(&size)) {
+        return Err(Refusal::precondition("Invalid value for  x-stream-filter-size-bytes"));
+    }
+    Ok(())
 }
 
 /// Refuses arguments of a consumer that RabbitMQ refuses.
@@ -145,19 +177,19 @@ pub(super) fn check_consumer_arguments(
     queue: &str,
     kind: QueueType,
     arguments: &FieldTable,
+    emulate: Emulate,
 ) -> Result<(), Refusal> {
-    let known = kind.consumer_arguments();
-    for (name, rule) in [("x-priority", whole as Check), ("x-stream-offset", stream_offset)] {
-        if known.contains(&name) {
-            check(queue, arguments, name, rule)?;
-        }
+    let known = kind.consumer_arguments(emulate);
+    for (name, rule) in CONSUMER_CHECKS.iter().filter(|(name, _)| known.contains(name)) {
+        check(queue, Beside { arguments, emulate }, name, *rule)?;
     }
-    let of_others = |name: &str| QueueType::ALL.iter().any(|kind| kind.consumer_arguments().contains(&name));
+    let of_others =
+        |name: &str| QueueType::ALL.iter().any(|kind| kind.consumer_arguments(emulate).contains(&name));
     refuse_those_of_others(queue, kind, arguments, known, of_others)
 }
 
-fn check(queue: &str, arguments: &FieldTable, name: &str, rule: Check) -> Result<(), Refusal> {
-    match arguments.get(name).map(|value| rule(value, arguments)) {
+fn check(queue: &str, beside: Beside<'_>, name: &str, rule: Check) -> Result<(), Refusal> {
+    match beside.arguments.get(name).map(|value| rule(value, beside)) {
         Some(Err(problem)) => {
             Err(Refusal::precondition(format!("invalid arg '{name}' for {queue}: {problem}")))
         }
@@ -234,46 +266,46 @@ fn unacceptable(value: &FieldValue) -> String {
     format!("{{unacceptable_type,{}}}", type_name(value))
 }
 
-fn whole(value: &FieldValue, _: &FieldTable) -> Result<(), String> {
+fn whole(value: &FieldValue, _: Beside<'_>) -> Result<(), String> {
     whole_number(value).map(drop)
 }
 
-fn not_negative(value: &FieldValue, _: &FieldTable) -> Result<(), String> {
+fn not_negative(value: &FieldValue, _: Beside<'_>) -> Result<(), String> {
     match whole_number(value)? {
         number @ ..0 => Err(format!("{{value_negative,{number}}}")),
         _ => Ok(()),
     }
 }
 
-fn expires(value: &FieldValue, _: &FieldTable) -> Result<(), String> {
+fn expires(value: &FieldValue, _: Beside<'_>) -> Result<(), String> {
     match whole_number(value)? {
         0 => Err("{value_zero,0}".into()),
         number => check_expiry(number),
     }
 }
 
-fn time_to_live(value: &FieldValue, _: &FieldTable) -> Result<(), String> {
+fn time_to_live(value: &FieldValue, _: Beside<'_>) -> Result<(), String> {
     check_expiry(whole_number(value)?)
 }
 
-fn max_priority(value: &FieldValue, arguments: &FieldTable) -> Result<(), String> {
-    not_negative(value, arguments)?;
+fn max_priority(value: &FieldValue, beside: Beside<'_>) -> Result<(), String> {
+    not_negative(value, beside)?;
     match whole_number(value)? {
         number @ 256.. => Err(format!("{{max_value_exceeded,{number}}}")),
         _ => Ok(()),
     }
 }
 
-fn cluster_size(value: &FieldValue, arguments: &FieldTable) -> Result<(), String> {
-    not_negative(value, arguments)?;
+fn cluster_size(value: &FieldValue, beside: Beside<'_>) -> Result<(), String> {
+    not_negative(value, beside)?;
     if whole_number(value)? == 0 { Err("{value_zero,0}".into()) } else { Ok(()) }
 }
 
-fn truth(value: &FieldValue, _: &FieldTable) -> Result<(), String> {
+fn truth(value: &FieldValue, _: Beside<'_>) -> Result<(), String> {
     value.as_bool().map(drop).ok_or_else(|| unacceptable(value))
 }
 
-fn text(value: &FieldValue, _: &FieldTable) -> Result<(), String> {
+fn text(value: &FieldValue, _: Beside<'_>) -> Result<(), String> {
     if matches!(value, FieldValue::LongString(_)) { Ok(()) } else { Err(unacceptable(value)) }
 }
 
@@ -284,45 +316,58 @@ fn one_of(value: &FieldValue, allowed: &[&str], problem: impl Fn(&str) -> String
     if allowed.contains(&&*text) { Ok(()) } else { Err(problem(&text)) }
 }
 
-fn dead_letter_routing_key(value: &FieldValue, arguments: &FieldTable) -> Result<(), String> {
-    text(value, arguments)?;
-    match arguments.get("x-dead-letter-exchange") {
+fn dead_letter_routing_key(value: &FieldValue, beside: Beside<'_>) -> Result<(), String> {
+    text(value, beside)?;
+    match beside.arguments.get("x-dead-letter-exchange") {
         Some(_) => Ok(()),
         None => Err("routing_key_but_no_dlx_defined".into()),
     }
 }
 
-fn dead_letter_strategy(value: &FieldValue, _: &FieldTable) -> Result<(), String> {
+fn dead_letter_strategy(value: &FieldValue, _: Beside<'_>) -> Result<(), String> {
     one_of(value, &["at-most-once", "at-least-once"], |_| "invalid_dlx_strategy".into())
 }
 
-fn overflow(value: &FieldValue, _: &FieldTable) -> Result<(), String> {
+fn overflow(value: &FieldValue, _: Beside<'_>) -> Result<(), String> {
     one_of(value, &["drop-head", "reject-publish", "reject-publish-dlx"], |_| "invalid_overflow".into())
 }
 
-fn queue_mode(value: &FieldValue, _: &FieldTable) -> Result<(), String> {
+fn queue_mode(value: &FieldValue, _: Beside<'_>) -> Result<(), String> {
     one_of(value, &["default", "lazy"], |mode| format!("\"unsupported queue mode '{mode}'\""))
 }
 
-fn queue_type(value: &FieldValue, _: &FieldTable) -> Result<(), String> {
+fn queue_type(value: &FieldValue, _: Beside<'_>) -> Result<(), String> {
     one_of(value, &["classic", "quorum", "stream"], |kind| format!("\"unsupported queue type '{kind}'\""))
 }
 
-fn leader_locator(value: &FieldValue, _: &FieldTable) -> Result<(), String> {
-    let known = ["client-local", "balanced", "random", "least-leaders"];
-    one_of(value, &known, |_| "invalid_queue_locator_arg".into())
+fn leader_locator(value: &FieldValue, beside: Beside<'_>) -> Result<(), String> {
+    let known = match beside.emulate {
+        Emulate::RabbitMq3 => &["client-local", "balanced", "random", "least-leaders"][..],
+        Emulate::RabbitMq4 => &["client-local", "balanced", "random", "least-leaders", "min-masters"],
+    };
+    one_of(value, known, |_| "invalid_queue_locator_arg".into())
 }
 
-fn queue_version(value: &FieldValue, arguments: &FieldTable) -> Result<(), String> {
-    not_negative(value, arguments)?;
+/// What is wrong crashes 3.x, and 4.x does not look at it.
+fn master_locator(value: &FieldValue, beside: Beside<'_>) -> Result<(), String> {
+    match beside.emulate {
+        Emulate::RabbitMq3 => {
+            one_of(value, &["client-local", "min-masters", "random"], |_| "invalid_queue_locator_arg".into())
+        }
+        Emulate::RabbitMq4 => Ok(()),
+    }
+}
+
+fn queue_version(value: &FieldValue, beside: Beside<'_>) -> Result<(), String> {
+    not_negative(value, beside)?;
     match whole_number(value)? {
         1 | 2 => Ok(()),
         other => Err(format!("\"unsupported queue version '{other}'\"")),
     }
 }
 
-fn max_age(value: &FieldValue, arguments: &FieldTable) -> Result<(), String> {
-    text(value, arguments)?;
+fn max_age(value: &FieldValue, beside: Beside<'_>) -> Result<(), String> {
+    text(value, beside)?;
     match value.as_str().and_then(age_in_seconds) {
         Some(_) => Ok(()),
         None => Err("invalid_max_age".into()),
@@ -341,10 +386,15 @@ pub(super) fn age_in_seconds(age: &str) -> Option<u64> {
         "s" => 1,
         _ => return None,
     };
-    number.parse::<u64>().ok().filter(|&number| number > 0)?.checked_mul(unit)
+    if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    // What is too large for a number is for ever, as what is nearly so.
+    let number = number.parse::<u64>().unwrap_or(u64::MAX);
+    (number > 0).then(|| number.saturating_mul(unit))
 }
 
-fn stream_offset(value: &FieldValue, _: &FieldTable) -> Result<(), String> {
+fn stream_offset(value: &FieldValue, _: Beside<'_>) -> Result<(), String> {
     let ok = match value {
         FieldValue::LongString(_) => value
             .as_str()

@@ -61,7 +61,7 @@ impl Vhost {
             (opened.prefetch, opened.global_prefetch)
         };
         let queue = self.accessible(channel, name)?;
-        check_consumer_arguments(&what, queue.kind, &options.arguments)?;
+        check_consumer_arguments(&what, queue.kind, &options.arguments, emulate)?;
         if queue.kind == QueueType::Stream {
             let (unset, unacked) = match emulate {
                 Emulate::RabbitMq3 => (format!("'{what}'"), format!("stream queues {what}")),

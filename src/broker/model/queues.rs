@@ -2,7 +2,7 @@
 
 use super::{
     ChannelId, Effect, Name, QueueOptions, QueueStatus, Refusal, SessionId,
-    arguments::{QueueType, check_equivalence, check_queue_arguments, inequivalent},
+    arguments::{QueueType, check_equivalence, check_queue_arguments, check_stream_sizes, inequivalent},
     exchange::Destination,
     exchanges::{check_name, stripped},
     message::sorted,
@@ -128,6 +128,9 @@ impl Vhost {
         match wrong.into_iter().find(|&(_, is_wrong)| is_wrong) {
             Some((property, _)) => {
                 Err(Refusal::precondition(format!("invalid property '{property}' for {what}")))
+            }
+            None if QueueType::of(arguments) == QueueType::Stream => {
+                check_stream_sizes(arguments, self.emulate())
             }
             None => Ok(()),
         }

@@ -141,7 +141,10 @@ fn table_term(table: &FieldTable) -> String {
 
 fn binary_term(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
-        Ok(text) if bytes.iter().all(|byte| (0x20..0x7f).contains(byte)) => format!("<<\"{text}\">>"),
+        Ok("") => "<<>>".into(),
+        Ok(text) if bytes.iter().all(|byte| (0x20..0x7f).contains(byte)) => {
+            format!("<<\"{}\">>", text.replace('\\', "\\\\").replace('"', "\\\""))
+        }
         _ => {
             let numbers: Vec<_> = bytes.iter().map(u8::to_string).collect();
             format!("<<{}>>", numbers.join(","))
