@@ -5,10 +5,12 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::mpsc};
 
 use common::{brokers::on_each_broker, queues::holds};
-use leveret::{BasicProperties, Channel, Delivery, Error, Message, Publish, QueueDeclare, Requeue};
+use leveret::{
+    BasicProperties, BorrowedDelivery, Channel, Delivery, Error, Message, Publish, QueueDeclare, Requeue,
+};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -64,6 +66,26 @@ fn json_is_read_in_place_whatever_it_is_called() {
         assert_eq!(name, "leveret");
         assert!(delivery.body().as_ptr_range().contains(&name.as_ptr()), "not copied");
         Ok(())
+    });
+}
+
+/// Rows 76, 80: an inline handler reads JSON where it was received.
+#[test]
+fn an_inline_handler_reads_json() {
+    on_each_broker(|broker| {
+        let (_connection, channel) = broker.channel();
+        let queue = channel.queue_declare(QueueDeclare::new("").exclusive(true))?.queue;
+        let (tell, told) = mpsc::channel();
+        let consumer = channel.basic_consume_inline(&*queue, move |delivery: &BorrowedDelivery<'_>| {
+            tell.send(delivery.json::<Order>().map_err(|error| error.to_string()))?;
+            delivery.ack()?;
+            Ok(())
+        })?;
+        channel.basic_publish("", &queue, &Message::json(&order())?)?;
+        assert_eq!(told.recv().unwrap(), Ok(order()));
+        channel.basic_publish("", &queue, "no order")?;
+        assert!(told.recv().unwrap().unwrap_err().contains("is not the JSON of a"));
+        consumer.cancel()
     });
 }
 

@@ -4,7 +4,7 @@ use std::any::type_name;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Delivery, Message};
+use super::{BorrowedDelivery, Delivery, Message};
 use crate::error::{Error, Result};
 
 impl Message {
@@ -71,8 +71,22 @@ impl Delivery {
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn json<'a, T: Deserialize<'a>>(&'a self) -> Result<T> {
-        serde_json::from_slice(self.body()).map_err(|error| {
-            Error::malformed(format!("the body is not the JSON of a {}: {error}", type_name::<T>()))
-        })
+        read(self.body())
     }
+}
+
+impl BorrowedDelivery<'_> {
+    /// See [`Delivery::json`]. Needs the feature `json`.
+    ///
+    /// # Errors
+    /// Those of [`Delivery::json`].
+    pub fn json<'a, T: Deserialize<'a>>(&'a self) -> Result<T> {
+        read(self.body())
+    }
+}
+
+fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T> {
+    serde_json::from_slice(body).map_err(|error| {
+        Error::malformed(format!("the body is not the JSON of a {}: {error}", type_name::<T>()))
+    })
 }
