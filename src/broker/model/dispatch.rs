@@ -233,7 +233,9 @@ impl Vhost {
         if std::mem::replace(&mut opened.writable, writable) == writable || !writable {
             return;
         }
-        self.channels_of(session).into_iter().for_each(|channel| self.resume(channel));
+        let mut channels = self.channels_of(session);
+        self.shift(&mut channels);
+        channels.into_iter().for_each(|channel| self.resume(channel));
         self.send_letters();
     }
 
@@ -243,6 +245,7 @@ impl Vhost {
         let mut queues: Vec<_> = opened.consumers.values().map(|consumer| consumer.queue.clone()).collect();
         queues.sort_unstable();
         queues.dedup();
+        self.shift(&mut queues);
         queues.iter().for_each(|name| self.resume_in(name, channel));
     }
 

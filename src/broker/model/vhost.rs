@@ -291,6 +291,13 @@ impl Vhost {
         first.chain((0..11).map(|at| letter(other >> (at * 5)))).collect()
     }
 
+    /// Lets any of them be the first, so that nobody is left out because others take all the room that there is.
+    pub(super) fn shift<T>(&mut self, all: &mut [T]) {
+        if all.len() > 1 {
+            all.rotate_left((self.random() % all.len() as u64) as usize);
+        }
+    }
+
     /// SplitMix64.
     fn random(&mut self) -> u64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -55,6 +55,41 @@ fn prefetch_limits_each_consumer_and_the_channel() {
     assert_eq!(client.deliveries().len(), 1, "the limit is gone");
 }
 
+/// A limit that several queues share is for all of them, and so is a connection that takes little at a time.
+#[test]
+fn who_shares_a_limit_is_not_left_out() {
+    for shares_a_channel in [true, false] {
+        let mut client = client();
+        let channels =
+            [1, 2, 3].map(|number| if number == 1 { client.channel } else { client.open(1, number) });
+        for (queue, own) in ["x", "y", "z"].into_iter().zip(channels) {
+            client.queue(queue, FieldTable::new());
+            let channel = if shares_a_channel { client.channel } else { own };
+            client.vhost.qos(channel, 0, if shares_a_channel { 1 } else { 0 }, true).unwrap();
+            client.consume(channel, queue, queue);
+            // Each takes a whole turn of the connection.
+            let body = if shares_a_channel { String::new() } else { "b".repeat(300_000) };
+            client.vhost.set_writable(SessionId(1), false);
+            (0..50).for_each(|_| client.send(queue, &body));
+        }
+        let mut served = Vec::new();
+        for _ in 0..50 {
+            client.vhost.set_writable(SessionId(1), false);
+            client.vhost.set_writable(SessionId(1), true);
+            for (tag, number, ..) in client.deliveries() {
+                served.push(tag);
+                if shares_a_channel {
+                    client.vhost.ack(client.channel, number, false).unwrap();
+                }
+            }
+        }
+        for queue in ["x", "y", "z"] {
+            let share = served.iter().filter(|tag| *tag == queue).count();
+            assert!(share > 5, "{queue}: {served:?}");
+        }
+    }
+}
+
 #[test]
 fn what_comes_back_takes_its_old_place() {
     let mut client = client();
