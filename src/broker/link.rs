@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     protocol::frame,
-    sync::lock,
+    sync::{is_coroutine, lock},
     transport::{Patience, Transport, is_timeout},
 };
 
@@ -171,10 +171,17 @@ impl Link {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Writes what the transport takes without waiting. True when the link was full and is no longer.
+    /// Writes what the transport takes without waiting; for a coroutine, whose stack is small, the writer thread does it.
+    /// True when the link was full and is no longer.
     pub(super) fn flush(&self) -> bool {
-        let state = lock(&self.state);
+        let mut state = lock(&self.state);
         if state.stalled || state.held {
+            return false;
+        }
+        if is_coroutine() {
+            state.stalled = true;
+            drop(state);
+            self.changed.notify_all();
             return false;
         }
         self.write(state, Patience::None)

@@ -9,6 +9,11 @@ mod calls;
 mod cancel;
 #[path = "../common/mod.rs"]
 mod common;
+#[cfg(feature = "broker")]
+mod direct;
+#[cfg(all(feature = "broker", feature = "tls"))]
+#[path = "../tls/front.rs"]
+mod front;
 mod listeners;
 mod many;
 mod stack;

@@ -4,6 +4,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[cfg(feature = "broker")]
+mod direct;
 mod front;
 mod handshake;
 #[cfg(feature = "broker")]
