@@ -1,8 +1,6 @@
 //! Direct listeners behind TLS.
 
 use std::{
-    io::Write,
-    net::TcpStream,
     sync::mpsc::{self, Receiver},
     thread,
     time::Duration,
@@ -17,6 +15,7 @@ use leveret::{
 use super::{
     common::proxy::{Cut, Direction, Proxy},
     front::{read, trusting_quickly},
+    in_process::{assert_hung_up, silent},
     problem,
 };
 
@@ -83,18 +82,13 @@ fn a_direct_listener_speaks_tls() -> Result<()> {
 #[test]
 fn peers_that_do_not_shake_hands_hold_up_nobody() -> Result<()> {
     let (listener, _received) = listener(config().handshake_timeout(Duration::MAX));
-    let said: [&[u8]; 4] = [b"", &[0x16, 3], &[0x16, 3, 1, 1, 0, 1, 0, 0, 0xfc, 3, 3], b"AMQP\0\0\x09\x01"];
-    let silent = said.map(|said| {
-        let mut client = TcpStream::connect(listener.address().unwrap()).unwrap();
-        client.write_all(said).unwrap();
-        client
-    });
+    let silent = silent(listener.address().unwrap());
     assert_eq!(problem(listener.uri()?.parse()?), TlsProblem::UnknownAuthority);
     let connection = connect_to(&listener)?;
     assert_eq!(listener.peers().len(), 1, "the others are no peers yet");
     connection.close()?;
     drop(listener);
-    drop(silent);
+    silent.into_iter().for_each(assert_hung_up);
     Ok(())
 }
 

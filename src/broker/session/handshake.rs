@@ -249,15 +249,16 @@ impl Session<'_> {
             }
             turn.open_session(self.presence, user);
             lock(&self.presence.details).served = Some(served.clone());
+            // Before the client learns that it is open, the program can know.
+            if let Some(program) = &self.hub.program {
+                let peer = PeerState::new(self.hub, self.presence, &served);
+                program.add(&peer);
+                self.peer = Some(peer);
+            }
             turn.method(ChannelId { session: self.presence.id, number: 0 }, &ConnectionOpenOk::default());
             turn.finish();
         }
         self.hub.opened(self.presence);
-        if let Some(program) = &self.hub.program {
-            let peer = PeerState::new(self.hub, self.presence, &served);
-            program.add(&peer);
-            self.peer = Some(peer);
-        }
         self.deadline = None;
         let channel_max = lock(&self.presence.details).channel_max;
         Ok(Running { served, access, assemblies: Assemblies::default(), channel_max, publishes: false })
