@@ -338,6 +338,10 @@ impl Shared {
 
     /// The one way to the end: keeps the first cause, tells the peer what is due, wakes everyone.
     pub(crate) fn fail(&self, cause: Error) {
+        if matches!(lock(&self.state).phase, Phase::Closing) {
+            // The peer may have read our close, and said this, before its writer has come back to say that it is sent.
+            self.outgoing.wait_for_the_turn();
+        }
         let mut state = lock(&self.state);
         if matches!(state.phase, Phase::Closed(_)) {
             return;

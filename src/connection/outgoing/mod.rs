@@ -50,6 +50,9 @@ const KEEP_CAPACITY: usize = 1024 * 1024;
 /// not wait. A peer that provokes more without reading is given up.
 const READER_SLACK: usize = 1024 * 1024;
 
+/// How long the end of the connection waits for somebody who is writing: longer than a write that makes no progress.
+const TURN_PATIENCE: Duration = Duration::from_millis(500);
+
 /// What is appended, as far as gates care.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -103,6 +106,8 @@ pub(crate) struct Outgoing {
     pub(super) state: Mutex<State>,
     /// Where the writer thread sleeps.
     pub(super) work: Condvar,
+    /// Where the end of the connection waits for the end of a turn.
+    turn_ended: Condvar,
     limit: usize,
     /// [`FLUSH_AT`], or the limit if that is less.
     flush_at: usize,
@@ -213,8 +218,9 @@ impl Outgoing {
             failure: None,
             waiting: Vec::new(),
         };
-        let (state, work, flush_at) = (Mutex::new(state), Condvar::new(), FLUSH_AT.min(limit));
-        Outgoing { transport, state, work, limit, flush_at, max_frame, taps }
+        let (state, flush_at) = (Mutex::new(state), FLUSH_AT.min(limit));
+        let (work, turn_ended) = (Condvar::new(), Condvar::new());
+        Outgoing { transport, state, work, turn_ended, limit, flush_at, max_frame, taps }
     }
 
     pub(crate) fn max_frame(&self) -> usize {
@@ -326,6 +332,13 @@ impl Outgoing {
         let Err(given_up) = waiter.park(deadline) else { return Ok(true) };
         lock(&self.state).waiting.retain(|other| !other.is(waiter));
         given_up.forbidden().map_or(Ok(false), Err)
+    }
+
+    /// Waits until nobody is writing, at most [`TURN_PATIENCE`]: whoever writes has perhaps sent everything, and has not
+    /// noted it yet.
+    pub(super) fn wait_for_the_turn(&self) {
+        let busy = |state: &mut State| state.turn.is_some();
+        drop(self.turn_ended.wait_timeout_while(lock(&self.state), TURN_PATIENCE, busy));
     }
 
     /// Something that was accepted has not reached the socket.
@@ -472,9 +485,13 @@ impl Outgoing {
         } else {
             Vec::new()
         };
+        let ends = state.phase != Phase::Open;
         drop(state);
         if left || fresh {
             self.work.notify_one();
+        }
+        if ends {
+            self.turn_ended.notify_all();
         }
         wake_all(waiting);
     }
