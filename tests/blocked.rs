@@ -17,6 +17,7 @@ use std::{
 
 use common::{
     brokers::{Broker, on_each_broker},
+    limits::{PROMPT, given_time},
     peer::*,
     watchdog::{LIMIT, Watchdog, test_name},
 };
@@ -24,9 +25,6 @@ use leveret::{Channel, Config, Connection, Consume, Error, Event, Events, Outcom
 
 /// For what is to run into its limit.
 const SHORT: Duration = Duration::from_millis(100);
-
-/// For what is to end long before anything else would end it.
-const PROMPTLY: Duration = Duration::from_secs(3);
 
 const REASON: &str = "low on memory";
 
@@ -71,51 +69,53 @@ fn next(events: &mut Events) -> Event {
 /// work, calls that are not fail with the reason as well; acks go on.
 #[test]
 fn what_takes_too_long_is_explained_by_the_block() {
-    let _watchdog = Watchdog::new(&test_name(), LIMIT);
-    let peer = Peer::run(|peer| {
-        open_and_block(peer, Tune::default());
-        peer.expect(2, QUEUE_DECLARE);
-        peer.send(2, QUEUE_DECLARE_OK, args!["q", 0, 0]);
-        let tag = peer.start_consumer(2);
-        peer.deliver(2, &tag, 1, b"message");
-        assert_eq!(peer.expect(2, ACK).number(0), 1);
-        for method in [QUEUE_DECLARE, QUEUE_PURGE, FLOW, GET] {
-            peer.expect(2, method);
-        }
-        peer.expect(0, UPDATE_SECRET);
-        peer.expect(3, CHANNEL_OPEN);
-        peer.until(2, CHANNEL_CLOSE);
-        peer.close();
+    given_time(|times| {
+        let _watchdog = Watchdog::new(&test_name(), LIMIT);
+        let peer = Peer::run(|peer| {
+            open_and_block(peer, Tune::default());
+            peer.expect(2, QUEUE_DECLARE);
+            peer.send(2, QUEUE_DECLARE_OK, args!["q", 0, 0]);
+            let tag = peer.start_consumer(2);
+            peer.deliver(2, &tag, 1, b"message");
+            assert_eq!(peer.expect(2, ACK).number(0), 1);
+            for method in [QUEUE_DECLARE, QUEUE_PURGE, FLOW, GET] {
+                peer.expect(2, method);
+            }
+            peer.expect(0, UPDATE_SECRET);
+            peer.expect(3, CHANNEL_OPEN);
+            peer.until(2, CHANNEL_CLOSE);
+            peer.close();
+        });
+        // Without a limit of its own a call has that of the connection.
+        let limit = times * Duration::from_secs(1);
+        let config = peer.config().publish_timeout(SHORT).call_timeout(limit).close_timeout(limit);
+        let (connection, publishing, other) = open(config);
+
+        let large = vec![0; 100_000];
+        assert!(matches!(publishing.try_publish("", "key", "now"), Err(Error::WouldBlock)));
+        let started = Instant::now();
+        is_blocked(publishing.basic_publish("", "key", "small"));
+        is_blocked(publishing.basic_publish("", "key", &large));
+        is_blocked(publishing.publish_confirmed("", "key", "confirmed"));
+        is_blocked(publishing.deferred().basic_publish("", "key", "deferred"));
+        is_blocked(other.basic_publish("", "key", "another channel"));
+        assert!(started.elapsed() >= 5 * SHORT, "{:?}", started.elapsed());
+        assert_eq!(publishing.unconfirmed(), 0, "nothing was sent");
+
+        assert_eq!(other.queue_declare("q").unwrap().queue, "q");
+        let mut consumer = other.basic_consume("q").unwrap();
+        consumer.next_timeout(PROMPT).unwrap().unwrap().ack().unwrap();
+
+        let hasty = other.within(SHORT);
+        is_blocked(hasty.queue_declare("q"));
+        is_blocked(hasty.deferred().queue_purge("q").unwrap().wait());
+        is_blocked(hasty.flow(true));
+        is_blocked(hasty.basic_get("q"));
+        is_blocked(connection.update_secret("secret", "expired"));
+        is_blocked(connection.channel());
+        is_blocked(other.close());
+        connection.close().unwrap();
     });
-    // Without a limit of its own a call has that of the connection.
-    let limit = Duration::from_secs(1);
-    let config = peer.config().publish_timeout(SHORT).call_timeout(limit).close_timeout(limit);
-    let (connection, publishing, other) = open(config);
-
-    let large = vec![0; 100_000];
-    assert!(matches!(publishing.try_publish("", "key", "now"), Err(Error::WouldBlock)));
-    let started = Instant::now();
-    is_blocked(publishing.basic_publish("", "key", "small"));
-    is_blocked(publishing.basic_publish("", "key", &large));
-    is_blocked(publishing.publish_confirmed("", "key", "confirmed"));
-    is_blocked(publishing.deferred().basic_publish("", "key", "deferred"));
-    is_blocked(other.basic_publish("", "key", "another channel"));
-    assert!(started.elapsed() >= 5 * SHORT, "{:?}", started.elapsed());
-    assert_eq!(publishing.unconfirmed(), 0, "nothing was sent");
-
-    assert_eq!(other.queue_declare("q").unwrap().queue, "q");
-    let mut consumer = other.basic_consume("q").unwrap();
-    consumer.next_timeout(PROMPTLY).unwrap().unwrap().ack().unwrap();
-
-    let hasty = other.within(SHORT);
-    is_blocked(hasty.queue_declare("q"));
-    is_blocked(hasty.deferred().queue_purge("q").unwrap().wait());
-    is_blocked(hasty.flow(true));
-    is_blocked(hasty.basic_get("q"));
-    is_blocked(connection.update_secret("secret", "expired"));
-    is_blocked(connection.channel());
-    is_blocked(other.close());
-    connection.close().unwrap();
 }
 
 /// Rows 15, 60, 61: confirms that do not come in time.
@@ -250,12 +250,12 @@ fn closing_stays_bounded() {
         } else {
             is_blocked(connection.close());
         }
-        assert!(started.elapsed() < PROMPTLY, "{:?}", started.elapsed());
+        assert!(started.elapsed() < PROMPT, "{:?}", started.elapsed());
         for waiter in waiting {
             let result = waiter.join().unwrap();
             assert!(matches!(result, Err(Error::Closed(Scope::Connection))), "{result:?}");
         }
-        assert!(started.elapsed() < PROMPTLY, "{:?}", started.elapsed());
+        assert!(started.elapsed() < PROMPT, "{:?}", started.elapsed());
         drop((publishing, other));
         peer.finish();
     }
@@ -265,46 +265,48 @@ fn closing_stays_bounded() {
 /// might; as long as it sends heartbeats the connection lives.
 #[test]
 fn a_block_is_not_taken_for_death() {
-    let _watchdog = Watchdog::new(&test_name(), LIMIT);
-    let (full, is_full) = mpsc::channel();
-    let peer = Peer::run(move |peer| {
-        open_and_block(peer, Tune { heartbeat: 1, ..Tune::default() });
-        is_full.recv().unwrap();
-        // Four intervals and more; two are the limit for a peer that is not blocked.
-        for _ in 0..18 {
-            peer.heartbeat();
-            thread::sleep(Duration::from_millis(250));
-        }
-        peer.send(0, UNBLOCKED, &[]);
-        let (mut declares, mut last) = (0, Vec::new());
-        while last.is_empty() {
-            let frame = peer.next_frame();
-            match frame.method() {
-                Some(QUEUE_DECLARE) => declares += 1,
-                Some(PUBLISH) => last = peer.next_frame().payload,
-                other => panic!("{other:?}"),
+    given_time(|times| {
+        let _watchdog = Watchdog::new(&test_name(), LIMIT);
+        let (full, is_full) = mpsc::channel();
+        let peer = Peer::run(move |peer| {
+            open_and_block(peer, Tune { heartbeat: times as u16, ..Tune::default() });
+            is_full.recv().unwrap();
+            // Four intervals and more; two are the limit for a peer that is not blocked.
+            for _ in 0..18 {
+                peer.heartbeat();
+                thread::sleep(times * Duration::from_millis(250));
             }
-        }
-        peer.close();
-        declares
+            peer.send(0, UNBLOCKED, &[]);
+            let (mut declares, mut last) = (0, Vec::new());
+            while last.is_empty() {
+                let frame = peer.next_frame();
+                match frame.method() {
+                    Some(QUEUE_DECLARE) => declares += 1,
+                    Some(PUBLISH) => last = peer.next_frame().payload,
+                    other => panic!("{other:?}"),
+                }
+            }
+            peer.close();
+            declares
+        });
+        let config = peer.config().heartbeat(times * Duration::from_secs(1)).outgoing_buffer(64 * 1024);
+        let (connection, publishing, other) = open(config);
+        let mut declared = 0;
+        let hasty = other.within(SHORT);
+        let name = "q".repeat(255);
+        let stuck = loop {
+            match hasty.no_wait().queue_declare(&*name) {
+                Ok(()) => declared += 1,
+                Err(error) => break error,
+            }
+        };
+        is_blocked::<()>(Err(stuck));
+        full.send(()).unwrap();
+        publishing.basic_publish("", "key", "when it is over").unwrap();
+        assert!(connection.is_open());
+        connection.close().unwrap();
+        assert_eq!(peer.finish(), declared);
     });
-    let config = peer.config().heartbeat(Duration::from_secs(1)).outgoing_buffer(64 * 1024);
-    let (connection, publishing, other) = open(config);
-    let mut declared = 0;
-    let hasty = other.within(SHORT);
-    let name = "q".repeat(255);
-    let stuck = loop {
-        match hasty.no_wait().queue_declare(&*name) {
-            Ok(()) => declared += 1,
-            Err(error) => break error,
-        }
-    };
-    is_blocked::<()>(Err(stuck));
-    full.send(()).unwrap();
-    publishing.basic_publish("", "key", "when it is over").unwrap();
-    assert!(connection.is_open());
-    connection.close().unwrap();
-    assert_eq!(peer.finish(), declared);
 }
 
 /// Rows 15, 74: the end of the block stands behind deliveries that nobody takes; who waits for it gets it.
@@ -325,7 +327,7 @@ fn a_publisher_that_waits_keeps_the_reader_reading() {
             peer.expect_publish(1);
             peer.close();
         });
-        let config = peer.config().incoming_buffer(100_000).publish_timeout(Duration::from_secs(10));
+        let config = peer.config().incoming_buffer(100_000);
         let (connection, publishing, other) = open(config);
         let consumer = other.basic_consume(Consume::new("q").consumer_tag("tag").no_ack(true)).unwrap();
         other.flow(true).unwrap();
@@ -418,7 +420,7 @@ fn a_memory_alarm_on_a_real_broker() {
             is_blocked(closing_channel.within(SHORT).queue_declare_passive("q"));
             let started = Instant::now();
             is_blocked(closing.close());
-            assert!(started.elapsed() < PROMPTLY, "{:?}", started.elapsed());
+            assert!(started.elapsed() < PROMPT, "{:?}", started.elapsed());
 
             let before = calls.load(Ordering::SeqCst);
             eventually("calls stand still", || calls.load(Ordering::SeqCst) > before + 10);
@@ -435,7 +437,7 @@ fn a_memory_alarm_on_a_real_broker() {
         publishing.close()?;
         // What was confirmed arrives, once.
         while consumed < published {
-            consumer.next_timeout(PROMPTLY)?.expect("a message that was confirmed").ack()?;
+            consumer.next_timeout(PROMPT)?.expect("a message that was confirmed").ack()?;
             consumed += 1;
         }
         consumer_channel.flow(true)?;

@@ -12,7 +12,10 @@ use std::{
     time::Duration,
 };
 
-use common::watchdog::{LIMIT, Watchdog};
+use common::{
+    limits::given_time,
+    watchdog::{LIMIT, Watchdog},
+};
 use leveret::{
     BasicProperties, Config, Connection, Consume, Error, Outcome, Publish, QueueDeclare, ReplyCode, Result,
     broker::{Broker, BrokerConfig, ConfirmMode, Direction, Emulate, Permissions, User},
@@ -142,17 +145,20 @@ fn connections_can_be_closed_and_cut() {
 
 #[test]
 fn a_stalled_connection_is_noticed() {
-    let broker = Broker::start();
-    let connection = broker.connect_with(Config::new().heartbeat(Duration::from_secs(1))).unwrap();
-    let channel = connection.channel().unwrap();
-    let id = broker.connections()[0].id;
-    assert!(broker.stall_reads(id, true));
-    let error = channel.within(Duration::from_millis(100)).queue_declare("q").unwrap_err();
-    assert!(matches!(error, Error::Timeout(_)), "{error}");
-    broker.stall_reads(id, false);
-    broker.stall_writes(id, true);
-    let error = connection.wait_closed_timeout(LIMIT).expect("the client misses heartbeats");
-    assert!(matches!(error, Error::Timeout(_)), "{error}");
+    given_time(|times| {
+        let broker = Broker::start();
+        let connection =
+            broker.connect_with(Config::new().heartbeat(times * Duration::from_secs(1))).unwrap();
+        let channel = connection.channel().unwrap();
+        let id = broker.connections()[0].id;
+        assert!(broker.stall_reads(id, true));
+        let error = channel.within(Duration::from_millis(100)).queue_declare("q").unwrap_err();
+        assert!(matches!(error, Error::Timeout(_)), "{error}");
+        broker.stall_reads(id, false);
+        broker.stall_writes(id, true);
+        let error = connection.wait_closed_timeout(LIMIT).expect("the client misses heartbeats");
+        assert!(matches!(error, Error::Timeout(_)), "{error}");
+    });
 }
 
 #[test]

@@ -10,11 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::peer::*;
+use common::{
+    limits::{PROMPT, given_time},
+    peer::*,
+};
 use leveret::{Connection, Consume, Error, Publish, ReplyCode, Result, Scope};
-
-/// Far more than anything here takes.
-const BOUND: Duration = Duration::from_secs(5);
 
 /// A limit that is meant to pass.
 const SHORT: Duration = Duration::from_millis(50);
@@ -87,34 +87,36 @@ fn a_consumer_that_starts_too_late_is_cancelled() {
 /// before, and the connection goes on.
 #[test]
 fn a_channel_that_opens_too_late_gives_its_id_back() {
-    let (closed, close_seen) = mpsc::channel();
-    let (go_on, may_go_on) = mpsc::channel::<()>();
-    let peer = Peer::run(move |peer| {
-        peer.handshake_with(Tune { channel_max: 1, ..Tune::default() });
-        peer.expect(1, CHANNEL_OPEN);
-        peer.expect(1, CHANNEL_CLOSE);
-        closed.send(()).unwrap();
-        may_go_on.recv().unwrap();
-        peer.send(1, CHANNEL_OPEN_OK, args![""]);
-        peer.send(1, CHANNEL_CLOSE_OK, &[]);
-        peer.open_channel(1);
-        peer.close();
+    given_time(|times| {
+        let (closed, close_seen) = mpsc::channel();
+        let (go_on, may_go_on) = mpsc::channel::<()>();
+        let peer = Peer::run(move |peer| {
+            peer.handshake_with(Tune { channel_max: 1, ..Tune::default() });
+            peer.expect(1, CHANNEL_OPEN);
+            peer.expect(1, CHANNEL_CLOSE);
+            closed.send(()).unwrap();
+            may_go_on.recv().unwrap();
+            peer.send(1, CHANNEL_OPEN_OK, args![""]);
+            peer.send(1, CHANNEL_CLOSE_OK, &[]);
+            peer.open_channel(1);
+            peer.close();
+        });
+        let connection = Connection::open(peer.config().call_timeout(times * SHORT)).unwrap();
+        let late = connection.channel();
+        assert!(is_timeout(&late), "{late:?}");
+        close_seen.recv().unwrap();
+        assert!(matches!(connection.channel(), Err(Error::ChannelsExhausted { max: 1 })));
+        go_on.send(()).unwrap();
+        let mut channel = connection.channel();
+        eventually("the id is free", || {
+            if channel.is_err() {
+                channel = connection.channel();
+            }
+            channel.is_ok()
+        });
+        assert_eq!(channel.unwrap().id(), 1);
+        connection.close().unwrap();
     });
-    let connection = Connection::open(peer.config().call_timeout(SHORT)).unwrap();
-    let late = connection.channel();
-    assert!(is_timeout(&late), "{late:?}");
-    close_seen.recv().unwrap();
-    assert!(matches!(connection.channel(), Err(Error::ChannelsExhausted { max: 1 })));
-    go_on.send(()).unwrap();
-    let mut channel = connection.channel();
-    eventually("the id is free", || {
-        if channel.is_err() {
-            channel = connection.channel();
-        }
-        channel.is_ok()
-    });
-    assert_eq!(channel.unwrap().id(), 1);
-    connection.close().unwrap();
 }
 
 /// Rows 34, 37: a channel whose close was not answered in time is closed; answers that were on their way are
@@ -304,7 +306,7 @@ fn a_forced_close_reaches_everybody() {
             tell("publish", channels[2].basic_publish("", "q", "x").unwrap_err());
         });
         for _ in 0..4 {
-            let (name, error) = told.recv_timeout(BOUND).expect("everybody is told");
+            let (name, error) = told.recv_timeout(PROMPT).expect("everybody is told");
             let Error::Refused(refusal) = &error else { panic!("{name}: {error:?}") };
             assert_eq!((refusal.scope, refusal.code), (Scope::Connection, ReplyCode::ConnectionForced));
             assert_eq!(refusal.text, "CONNECTION_FORCED - by the operator", "{name}");
@@ -435,57 +437,62 @@ fn a_close_before_or_after_a_large_message() {
 /// Row 30: a scope that ends by a panic closes its channel as well, in time.
 #[test]
 fn a_panic_closes_the_channel() {
-    let peer = Peer::run(|peer| {
-        peer.handshake();
-        peer.open_channel(1);
-        peer.close_channel(1);
-        peer.open_channel(1);
-        peer.expect(1, CHANNEL_CLOSE);
-        peer.until(0, CLOSE);
-        peer.send(0, CLOSE_OK, &[]);
-        peer.expect_end();
-    });
-    let connection = Connection::open(peer.config().drop_timeout(SHORT)).unwrap();
-    for _answered in [true, false] {
-        let started = Instant::now();
-        let result = thread::scope(|scope| {
-            let panicking = || -> Result<()> {
-                let _channel = connection.channel()?;
-                panic!("on purpose")
-            };
-            scope.spawn(panicking).join()
+    given_time(|times| {
+        let peer = Peer::run(|peer| {
+            peer.handshake();
+            peer.open_channel(1);
+            peer.close_channel(1);
+            peer.open_channel(1);
+            peer.expect(1, CHANNEL_CLOSE);
+            peer.until(0, CLOSE);
+            peer.send(0, CLOSE_OK, &[]);
+            peer.expect_end();
         });
-        assert!(result.is_err() && started.elapsed() < BOUND);
-    }
-    connection.close().unwrap();
+        let connection = Connection::open(peer.config().drop_timeout(times * SHORT)).unwrap();
+        for _answered in [true, false] {
+            let started = Instant::now();
+            let result = thread::scope(|scope| {
+                let panicking = || -> Result<()> {
+                    let _channel = connection.channel()?;
+                    panic!("on purpose")
+                };
+                scope.spawn(panicking).join()
+            });
+            assert!(result.is_err() && started.elapsed() < PROMPT);
+        }
+        connection.close().unwrap();
+    });
 }
 
 /// Rows 13, 50: a close under which accepted messages are lost says so, and so does every later call.
 #[test]
 fn a_close_that_loses_accepted_messages_says_why() {
-    let (ended, has_ended) = mpsc::channel();
-    let peer = Peer::run(move |peer| {
-        peer.handshake_with(Tune { heartbeat: 1, ..Tune::default() });
-        peer.open_channel(1);
-        // Reads nothing more, and is alive.
-        while has_ended.recv_timeout(Duration::from_millis(200)).is_err() {
-            peer.heartbeat();
-        }
-    });
-    let config = peer.config().heartbeat(Duration::from_secs(1)).outgoing_buffer(65536).send_buffer(65536);
-    let connection = Connection::open(config).unwrap();
-    let channel = connection.channel().unwrap();
-    while channel.try_publish("", "q", &[7; 4096]).is_ok() {}
+    given_time(|times| {
+        let (ended, has_ended) = mpsc::channel();
+        let peer = Peer::run(move |peer| {
+            peer.handshake_with(Tune { heartbeat: times as u16, ..Tune::default() });
+            peer.open_channel(1);
+            // Reads nothing more, and is alive.
+            while has_ended.recv_timeout(Duration::from_millis(200)).is_err() {
+                peer.heartbeat();
+            }
+        });
+        let config =
+            peer.config().heartbeat(times * Duration::from_secs(1)).outgoing_buffer(65536).send_buffer(65536);
+        let connection = Connection::open(config).unwrap();
+        let channel = connection.channel().unwrap();
+        while channel.try_publish("", "q", &[7; 4096]).is_ok() {}
 
-    let error = connection.close().unwrap_err();
-    assert!(
-        matches!(&error, Error::Timeout(timeout) if timeout.waiting_for == "writing to the peer"),
-        "{error}"
-    );
-    for _ in 0..3 {
-        assert_eq!(connection.close().unwrap_err().to_string(), error.to_string());
-        assert_eq!(connection.channel().unwrap_err().to_string(), error.to_string());
-    }
-    ended.send(()).unwrap();
-    peer.finish();
+        let error = connection.close().unwrap_err();
+        assert!(
+            matches!(&error, Error::Timeout(timeout) if timeout.waiting_for == "writing to the peer"),
+            "{error}"
+        );
+        for _ in 0..3 {
+            assert_eq!(connection.close().unwrap_err().to_string(), error.to_string());
+            assert_eq!(connection.channel().unwrap_err().to_string(), error.to_string());
+        }
+        ended.send(()).unwrap();
+        peer.finish();
+    });
 }

@@ -11,6 +11,7 @@ use std::{
 
 use common::{
     brokers::on_each_broker,
+    limits::{PROMPT, given_time},
     messages::Stamped,
     peer::eventually,
     proxy::{self, Direction},
@@ -22,7 +23,7 @@ use leveret::{
 };
 
 /// Long enough for every message that comes.
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = PROMPT;
 
 /// Long enough to believe that nothing comes.
 const NOTHING: Duration = Duration::from_millis(150);
@@ -297,7 +298,7 @@ fn a_dropped_consumer_gives_back_what_it_had_not_returned() {
         holds(&channel, "q", 0);
         let started = Instant::now();
         drop(consumer);
-        assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+        assert!(started.elapsed() < PROMPT, "{:?}", started.elapsed());
         holds(&channel, "q", 7);
         assert_eq!(channel.queue_declare("q")?.consumer_count, 0);
 
@@ -422,48 +423,50 @@ fn streams_are_read_from_an_offset() {
 /// several heartbeats, and calls go on being answered. Then everything is there, in order.
 #[test]
 fn a_flood_and_a_sleeping_consumer() {
-    const MESSAGES: u64 = 10_000;
-    const SIZE: usize = 4000;
-    const INCOMING: usize = 1 << 20;
-    on_each_broker(|broker| {
-        let (_feeder, feed) = broker.channel();
-        feed.queue_declare("q")?;
-        for number in 0..MESSAGES {
-            feed.basic_publish("", "q", &Stamped::new(number, SIZE))?;
-        }
-        holds(&feed, "q", MESSAGES as u32);
+    given_time(|times| {
+        const MESSAGES: u64 = 10_000;
+        const SIZE: usize = 4000;
+        const INCOMING: usize = 1 << 20;
+        on_each_broker(|broker| {
+            let (_feeder, feed) = broker.channel();
+            feed.queue_declare("q")?;
+            for number in 0..MESSAGES {
+                feed.basic_publish("", "q", &Stamped::new(number, SIZE))?;
+            }
+            holds(&feed, "q", MESSAGES as u32);
 
-        let proxy = broker.proxy();
-        let config = broker
-            .config_through(proxy.address)
-            .heartbeat(Duration::from_secs(1))
-            .incoming_buffer(INCOMING)
-            .receive_buffer(proxy::BUFFER);
-        let connection = Connection::open(config)?;
-        let (channel, other) = (connection.channel()?, connection.channel()?);
-        let mut consumer = channel.basic_consume(Consume::new("q").no_ack(true))?;
+            let proxy = broker.proxy();
+            let config = broker
+                .config_through(proxy.address)
+                .heartbeat(times * Duration::from_secs(1))
+                .incoming_buffer(INCOMING)
+                .receive_buffer(proxy::BUFFER);
+            let connection = Connection::open(config)?;
+            let (channel, other) = (connection.channel()?, connection.channel()?);
+            let mut consumer = channel.basic_consume(Consume::new("q").no_ack(true))?;
 
-        let held = proxy.wait_quiet(Direction::ToClient, Duration::from_millis(300));
-        // What the limit lets in, what is read at once (and once more, as slack), and what the kernel holds.
-        let bound = INCOMING + 2 * 512 * 1024 + 8 * proxy::BUFFER;
-        assert!(held > INCOMING as u64 / 2 && held < bound as u64, "{held} bytes were taken");
+            let held = proxy.wait_quiet(Direction::ToClient, Duration::from_millis(300));
+            // What the limit lets in, what is read at once (and once more, as slack), and what the kernel holds.
+            let bound = INCOMING + 2 * 512 * 1024 + 8 * proxy::BUFFER;
+            assert!(held > INCOMING as u64 / 2 && held < bound as u64, "{held} bytes were taken");
 
-        // Heartbeats go on, each of 8 bytes, two a second; the broker gives up a client that is silent for two.
-        proxy.wait_passed(Direction::ToBroker, proxy.passed(Direction::ToBroker) + 5 * 8);
-        assert!(connection.is_open(), "{:?}", connection.wait_closed());
-        let started = Instant::now();
-        for _ in 0..3 {
-            assert_eq!(other.queue_declare("other")?.queue, "other");
-        }
-        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
-        let held = proxy.wait_quiet(Direction::ToClient, Duration::from_millis(300));
-        let total = MESSAGES * SIZE as u64;
-        assert!(held < total / 2, "{held} of {total} bytes were taken");
+            // Heartbeats go on, each of 8 bytes, two a second; the broker gives up a client that is silent for two.
+            proxy.wait_passed(Direction::ToBroker, proxy.passed(Direction::ToBroker) + 5 * 8);
+            assert!(connection.is_open(), "{:?}", connection.wait_closed());
+            let started = Instant::now();
+            for _ in 0..3 {
+                assert_eq!(other.queue_declare("other")?.queue, "other");
+            }
+            assert!(started.elapsed() < PROMPT, "{:?}", started.elapsed());
+            let held = proxy.wait_quiet(Direction::ToClient, Duration::from_millis(300));
+            let total = MESSAGES * SIZE as u64;
+            assert!(held < total / 2, "{held} of {total} bytes were taken");
 
-        for number in 0..MESSAGES {
-            assert_eq!(Stamped::read(consumer.next().unwrap()?.body()), Ok(number));
-        }
-        assert!(connection.is_open());
-        exactly(&mut consumer, 0).map(drop)
+            for number in 0..MESSAGES {
+                assert_eq!(Stamped::read(consumer.next().unwrap()?.body()), Ok(number));
+            }
+            assert!(connection.is_open());
+            exactly(&mut consumer, 0).map(drop)
+        });
     });
 }

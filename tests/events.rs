@@ -11,7 +11,7 @@ use std::{
         mpsc::{self, Receiver},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use common::{
@@ -23,9 +23,6 @@ use leveret::{Channel, Config, Connection, Error, Event, Events, Publish, ReplyC
 
 /// For what is to run into its limit.
 const SHORT: Duration = Duration::from_millis(50);
-
-/// For what is to end long before anything else would end it.
-const PROMPTLY: Duration = Duration::from_secs(3);
 
 /// How many events a feed keeps.
 const FEED_LENGTH: usize = 1000;
@@ -392,11 +389,9 @@ fn a_new_secret_is_waited_for_no_longer_than_a_call() {
         peer.expect_end();
     });
     let connection = Connection::open(peer.config().call_timeout(SHORT)).unwrap();
-    let started = Instant::now();
     let Err(Error::Timeout(timeout)) = connection.update_secret("secret", "") else {
         panic!("no answer came")
     };
-    assert!(started.elapsed() < PROMPTLY);
     assert_eq!((timeout.waiting_for, timeout.limit), ("connection.update-secret", SHORT));
     // Its answer comes now, and is not taken for that of a later call.
     while connection.update_secret("secret", "").is_err() {}

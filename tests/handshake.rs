@@ -6,11 +6,8 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::peer::*;
+use common::{limits::PROMPT, peer::*};
 use leveret::{Attempt, Config, Connection, Credentials, Error, ReplyCode, SaslMechanism, Scope, Timeout};
-
-/// Far more than anything here takes; a failure to end at all would take minutes.
-const BOUND: Duration = Duration::from_secs(5);
 
 const PASSWORD: &str = "correct-horse-battery";
 
@@ -55,7 +52,7 @@ fn shake_hands_up_to_turn(peer: &mut Peer, index: usize) {
 fn failure(config: Config) -> Error {
     let started = Instant::now();
     let error = Connection::open(config.credentials("user", PASSWORD)).expect_err("refused");
-    assert!(started.elapsed() < BOUND, "it took {:?}: {error}", started.elapsed());
+    assert!(started.elapsed() < PROMPT, "it took {:?}: {error}", started.elapsed());
     assert!(!format!("{error} {error:?} {error:#?}").contains(PASSWORD), "{error:?}");
     error
 }
@@ -124,7 +121,7 @@ fn silence_at_any_step_ends_at_the_timeout() {
             // On a machine that is too busy to get that far in this time, it gets more.
             let mut limit = Duration::from_millis(60);
             let mut timeout = silent_at(offset, limit);
-            while timeout.waiting_for != waiting_for && limit < BOUND / 2 {
+            while timeout.waiting_for != waiting_for && limit < PROMPT / 2 {
                 limit *= 2;
                 timeout = silent_at(offset, limit);
             }

@@ -5,13 +5,8 @@
 
 mod common;
 
-use std::time::Duration;
-
-use common::peer::*;
+use common::{limits::PROMPT, peer::*};
 use leveret::{Channel, Connection, Consume, Consumer, Error, ReplyCode, Result};
-
-/// Far more than anything here takes.
-const BOUND: Duration = Duration::from_secs(5);
 
 /// A connection with an open channel and a consumer `tag` on it.
 struct Client {
@@ -39,7 +34,7 @@ impl Client {
 
     /// The connection has ended for this violation.
     fn expect_violation(&mut self, name: &str, code: u16) {
-        let cause = self.connection.wait_closed_timeout(BOUND).unwrap_or_else(|| panic!("{name}: no end"));
+        let cause = self.connection.wait_closed_timeout(PROMPT).unwrap_or_else(|| panic!("{name}: no end"));
         assert!(matches!(cause, Error::Protocol(_)), "{name}: {cause:?}");
         assert_eq!(cause.reply_code(), Some(ReplyCode::from(code)), "{name}: {cause}");
         let later = [
@@ -356,7 +351,7 @@ fn a_peer_may_stop_at_any_byte() {
             });
             let mut client = Client::open(&peer);
             let purged = client.channel.queue_purge("q");
-            let cause = client.connection.wait_closed_timeout(BOUND).expect("the end is noticed");
+            let cause = client.connection.wait_closed_timeout(PROMPT).expect("the end is noticed");
             assert!(matches!(cause, Error::Io { .. }), "cut at {offset}: {cause:?}");
             if let Err(error) = purged {
                 assert_eq!(error.to_string(), cause.to_string());

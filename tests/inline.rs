@@ -17,6 +17,7 @@ use std::{
 use common::{
     brokers::on_each_broker,
     calls::{Called, Ready},
+    limits::given_time,
     messages::Stamped,
     peer::{ACK, CANCEL, CANCEL_OK, NACK, Peer, args, eventually},
     queues::{holds, stays_at},
@@ -310,21 +311,23 @@ fn a_failing_inline_handler_gives_back_what_still_comes() {
 /// Row 74: a handler that takes longer than two heartbeats is not a silent peer.
 #[test]
 fn a_slow_inline_handler_does_not_lose_the_connection() {
-    on_each_broker(|broker| {
-        let connection = Connection::open(broker.config().heartbeat(Duration::from_secs(1)))?;
-        let channel = connection.channel()?;
-        channel.queue_declare("q")?;
-        let (done, is_done) = mpsc::channel();
-        let _consumer = channel.basic_consume_inline("q", move |delivery: &BorrowedDelivery<'_>| {
-            // The time itself is what this is about.
-            thread::sleep(Duration::from_secs(3));
-            delivery.nack(Requeue::No)?;
-            done.send(())?;
+    given_time(|times| {
+        on_each_broker(|broker| {
+            let connection = Connection::open(broker.config().heartbeat(times * Duration::from_secs(1)))?;
+            let channel = connection.channel()?;
+            channel.queue_declare("q")?;
+            let (done, is_done) = mpsc::channel();
+            let _consumer = channel.basic_consume_inline("q", move |delivery: &BorrowedDelivery<'_>| {
+                // The time itself is what this is about.
+                thread::sleep(times * Duration::from_secs(3));
+                delivery.nack(Requeue::No)?;
+                done.send(())?;
+                Ok(())
+            })?;
+            channel.basic_publish("", "q", "slow")?;
+            is_done.recv_timeout(LONG).unwrap();
+            channel.queue_declare("q")?;
             Ok(())
-        })?;
-        channel.basic_publish("", "q", "slow")?;
-        is_done.recv_timeout(LONG).unwrap();
-        channel.queue_declare("q")?;
-        Ok(())
+        });
     });
 }

@@ -10,7 +10,6 @@ use std::{
     fs,
     net::SocketAddr,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use common::{
@@ -155,7 +154,7 @@ fn a_lost_connection_leaves_nothing() {
         for cut in [Cut::Fin, Cut::Reset, Cut::HalfClose] {
             let proxy = broker.proxy();
             let before = sockets();
-            let config = broker.config_through(proxy.address).heartbeat(Duration::from_secs(1));
+            let config = broker.config_through(proxy.address);
             let connection = Connection::open(config)?;
             let channel = connection.channel()?;
             channel.queue_declare("q")?;

@@ -31,7 +31,7 @@ fn length(number: u64) -> usize {
 #[test]
 fn every_message_arrives_once_whole_and_in_order() {
     let messages = messages();
-    on_each_broker_within(Duration::from_secs(60 + messages / 1000), |broker| {
+    on_each_broker_within(Duration::from_secs(300 + messages / 1000), |broker| {
         let (_consuming, channel) = broker.channel();
         channel.queue_declare("q")?;
         let mut consumer = channel.basic_consume("q")?;

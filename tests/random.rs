@@ -6,12 +6,9 @@ mod common;
 
 use std::{thread, time::Duration};
 
-use common::peer::*;
+use common::{limits::PROMPT, peer::*};
 use fastrand::Rng;
 use leveret::{Channel, Connection, Consume, Error, FieldTable, Requeue};
-
-/// Far more than anything here takes.
-const BOUND: Duration = Duration::from_secs(10);
 
 /// Methods that a broker may send at any time on an open channel.
 const ANY_TIME: &[Method] = &[FLOW, CANCEL, ACK, NACK, RETURN, DELIVER, DELIVER, DELIVER];
@@ -171,7 +168,7 @@ fn random_methods_on_channels_in_use() {
         let open = || connection.channel().unwrap().within(Duration::from_millis(20));
         let channels = [open(), open()];
         use_everything(&connection, channels);
-        match connection.wait_closed_timeout(BOUND) {
+        match connection.wait_closed_timeout(PROMPT) {
             Some(Error::Io { .. }) => losses += 1,
             Some(Error::Protocol(_)) => violations += 1,
             // A random method may be the peer's own close.
@@ -240,7 +237,7 @@ fn random_bytes_are_refused() {
         });
         let opened = Connection::open(peer.config());
         let end = match &opened {
-            Ok(connection) => connection.wait_closed_timeout(BOUND).expect("an end"),
+            Ok(connection) => connection.wait_closed_timeout(PROMPT).expect("an end"),
             Err(error) => error.clone(),
         };
         assert!(end.is_hard(), "seed {seed}: {end:?}");

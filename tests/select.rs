@@ -6,11 +6,11 @@ mod common;
 
 use std::{collections::HashMap, thread, time::Duration};
 
-use common::brokers::on_each_broker;
+use common::{brokers::on_each_broker, limits::PROMPT};
 use leveret::{Channel, Consumer, Error, Result, select, select_timeout};
 
 /// Far more than anything here takes.
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = PROMPT;
 
 fn consumer(channel: &Channel, queue: &str) -> Result<Consumer> {
     channel.queue_declare(queue)?;

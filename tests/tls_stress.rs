@@ -18,6 +18,7 @@ use std::{
 };
 
 use common::{
+    limits::ample,
     peer::{
         CHANNEL_CLOSE, CHANNEL_CLOSE_OK, CHANNEL_OPEN, CHANNEL_OPEN_OK, CLOSE, CLOSE_OK, Method, OPEN,
         OPEN_OK, PROTOCOL_HEADER, QUEUE_PURGE, QUEUE_PURGE_OK, START_OK, TUNE, Value, args, method,
@@ -128,7 +129,7 @@ fn a_thousand_connections_leave_nothing_behind() {
                         let direction = if random.bool() { Direction::ToClient } else { Direction::ToBroker };
                         proxy.cut_at(direction, after, kind);
                     }
-                    let config = Config::new()
+                    let config = ample(Config::new())
                         .host("127.0.0.1", proxy.address.port())
                         .tls(trusting_quickly())
                         .drop_timeout(Duration::from_millis(random.u64(0..500)));

@@ -11,13 +11,12 @@ use std::{
 
 use common::{
     brokers::on_each_broker,
+    limits::{PROMPT, given_time},
     peer::*,
     proxy::Cut,
     watchdog::{LIMIT, Watchdog, test_name},
 };
 use leveret::{Channel, Connection, Error, Get, QueueDeclare, ReplyCode, Requeue, Result};
-
-const PROMPTLY: Duration = Duration::from_secs(3);
 
 fn count(channel: &Channel, queue: &str) -> Result<u32> {
     Ok(channel.queue_declare_passive(queue)?.message_count)
@@ -154,7 +153,7 @@ fn rolled_back_acks_need_recover() {
         let mut consumer = channel.basic_consume("q")?;
         let transaction = channel.transaction()?;
         for expected in ["one", "two"] {
-            let delivery = consumer.next_timeout(PROMPTLY)?.unwrap();
+            let delivery = consumer.next_timeout(PROMPT)?.unwrap();
             assert_eq!((delivery.text()?, delivery.redelivered()), (expected, false));
             delivery.ack()?;
         }
@@ -167,7 +166,7 @@ fn rolled_back_acks_need_recover() {
         let transaction = channel.transaction()?;
         let mut recovered = Vec::new();
         for _ in 0..2 {
-            let delivery = consumer.next_timeout(PROMPTLY)?.unwrap();
+            let delivery = consumer.next_timeout(PROMPT)?.unwrap();
             assert!(delivery.redelivered());
             recovered.push(delivery.text()?.to_owned());
             delivery.ack()?;
@@ -207,7 +206,7 @@ fn a_missing_exchange_surfaces_at_the_commit() {
         assert_eq!(channel.flow(true).unwrap_err().reply_code(), Some(ReplyCode::NotFound));
         let started = Instant::now();
         drop(transaction);
-        assert!(started.elapsed() < PROMPTLY);
+        assert!(started.elapsed() < PROMPT);
         connection.close()
     });
 }
@@ -233,7 +232,7 @@ fn a_connection_that_is_lost_in_the_middle_rolls_back() {
                 let error = transaction.commit().unwrap_err();
                 assert!(error.is_hard() && error.can_retry(), "{error:?}");
             }
-            assert!(started.elapsed() < PROMPTLY, "{:?}", started.elapsed());
+            assert!(started.elapsed() < PROMPT, "{:?}", started.elapsed());
             assert!(connection.close().is_err() || dropped);
         }
         assert_eq!(count(&control, "q")?, 0);
@@ -244,32 +243,35 @@ fn a_connection_that_is_lost_in_the_middle_rolls_back() {
 /// Rows 37, 65: the guard waits for its rollback no longer than it may; one that was committed asks for nothing.
 #[test]
 fn dropping_the_guard_is_bounded() {
-    let _watchdog = Watchdog::new(&test_name(), LIMIT);
-    let peer = Peer::run(|peer| {
-        peer.handshake();
-        peer.open_channel(1);
-        for _ in 0..2 {
-            peer.expect(1, TX_SELECT);
-            peer.send(1, TX_SELECT_OK, &[]);
-        }
-        peer.expect(1, TX_COMMIT);
-        peer.send(1, TX_COMMIT_OK, &[]);
-        peer.expect(1, TX_ROLLBACK);
-        peer.expect(1, CHANNEL_CLOSE);
-        peer.send(1, TX_ROLLBACK_OK, &[]);
-        peer.send(1, CHANNEL_CLOSE_OK, &[]);
-        peer.close();
+    given_time(|times| {
+        let _watchdog = Watchdog::new(&test_name(), LIMIT);
+        let peer = Peer::run(|peer| {
+            peer.handshake();
+            peer.open_channel(1);
+            for _ in 0..2 {
+                peer.expect(1, TX_SELECT);
+                peer.send(1, TX_SELECT_OK, &[]);
+            }
+            peer.expect(1, TX_COMMIT);
+            peer.send(1, TX_COMMIT_OK, &[]);
+            peer.expect(1, TX_ROLLBACK);
+            peer.expect(1, CHANNEL_CLOSE);
+            peer.send(1, TX_ROLLBACK_OK, &[]);
+            peer.send(1, CHANNEL_CLOSE_OK, &[]);
+            peer.close();
+        });
+        let connection =
+            Connection::open(peer.config().drop_timeout(times * Duration::from_millis(50))).unwrap();
+        let channel = connection.channel().unwrap();
+        let committed = channel.transaction().unwrap();
+        let dropped = channel.transaction().unwrap();
+        committed.commit().unwrap();
+        let started = Instant::now();
+        drop(dropped);
+        assert!(started.elapsed() < PROMPT, "{:?}", started.elapsed());
+        channel.close().unwrap();
+        connection.close().unwrap();
     });
-    let connection = Connection::open(peer.config().drop_timeout(Duration::from_millis(50))).unwrap();
-    let channel = connection.channel().unwrap();
-    let committed = channel.transaction().unwrap();
-    let dropped = channel.transaction().unwrap();
-    committed.commit().unwrap();
-    let started = Instant::now();
-    drop(dropped);
-    assert!(started.elapsed() < PROMPTLY, "{:?}", started.elapsed());
-    channel.close().unwrap();
-    connection.close().unwrap();
 }
 
 /// Rows 14, 65: a commit whose answer is lost fails with the cause: it is not known whether it took effect.

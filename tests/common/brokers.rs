@@ -31,6 +31,7 @@ use leveret::{Channel, Config, Connection, Error};
 
 use super::{
     caller::call,
+    limits::ample,
     proxy::Proxy,
     watchdog::{LIMIT, Watchdog, say, test_name},
 };
@@ -42,7 +43,7 @@ pub const VARIABLE: &str = "LEVERET_TEST_BROKERS";
 const AUTHORIZATION: &str = "Basic Z3Vlc3Q6Z3Vlc3Q=";
 
 /// How long the management API may take.
-const MANAGEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+const MANAGEMENT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// One broker, as a running test sees it: with a virtual host that is the test's own.
 #[derive(Debug, Clone)]
@@ -187,14 +188,14 @@ impl Broker {
         }
     }
 
-    /// The way to this broker, with all defaults.
+    /// The way to this broker, with limits that only catch what hangs.
     pub fn config(&self) -> Config {
         self.config_through(self.address)
     }
 
     /// The same by way of a [`Proxy`].
     pub fn config_through(&self, address: SocketAddr) -> Config {
-        Config::new().host(address.ip().to_string(), address.port()).vhost(&*self.vhost)
+        ample(Config::new()).host(address.ip().to_string(), address.port()).vhost(&*self.vhost)
     }
 
     pub fn uri(&self) -> String {

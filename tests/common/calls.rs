@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use super::limits::AMPLE;
+
 use leveret::{
     BorrowedDelivery, Channel, Config, Connection, Consumer, Delivery, Error, ExchangeBind, ExchangeDeclare,
     ExchangeUnbind, HandlerError, InlineConsumer, Listener, QueueBind, QueueUnbind, Requeue, Result, select,
@@ -124,7 +126,7 @@ impl Ready {
                 listener.wait()
             }),
             ("publish_confirmed", confirming.publish_confirmed("", "confirmed", "3")),
-            ("wait_for_confirms", confirming.wait_for_confirms(100 * SHORT)),
+            ("wait_for_confirms", confirming.wait_for_confirms(AMPLE)),
             ("confirm_select", channel.confirm_select()),
             ("transaction", transacting.transaction().map(drop)),
             ("tx_select", transacting.tx_select()),

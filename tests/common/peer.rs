@@ -37,10 +37,13 @@ use std::{
 use leveret::Config;
 use socket2::SockRef;
 
-use super::watchdog::{self, Watchdog};
+use super::{
+    limits::ample,
+    watchdog::{self, Watchdog},
+};
 
 /// How long a script waits for the client.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the peer proposes in `connection.tune`.
 #[derive(Debug, Clone, Copy)]
@@ -74,9 +77,10 @@ pub struct Script<T> {
 }
 
 impl<T> Script<T> {
-    /// The way to this peer, without heartbeats unless the test asks for them.
+    /// The way to this peer, without heartbeats unless the test asks for them, and with limits that only catch what
+    /// hangs.
     pub fn config(&self) -> Config {
-        Config::new().host("127.0.0.1", self.port).heartbeat(Duration::ZERO)
+        ample(Config::new()).host("127.0.0.1", self.port).heartbeat(Duration::ZERO)
     }
 
     /// Waits for the end of the script.
@@ -205,9 +209,18 @@ impl Peer {
         self.send(channel, CHANNEL_CLOSE_OK, &[]);
     }
 
-    /// The client closes the connection; what comes before that is ignored.
+    /// The client closes the connection; what comes before that is answered in the usual way, because dropping a
+    /// channel or a consumer waits for it.
     pub fn close(&mut self) {
-        let close = self.until(0, CLOSE);
+        let close = loop {
+            let frame = self.next_frame();
+            if (frame.method(), frame.channel) == (Some(CLOSE), 0) {
+                break frame.arguments();
+            }
+            if let Some(answer) = usual_answer(&frame) {
+                self.raw(&answer);
+            }
+        };
         assert_eq!(close.number(0), 200, "{close:?}");
         self.send(0, CLOSE_OK, &[]);
         self.expect_end();
@@ -481,7 +494,7 @@ pub fn nothing_is_left() {
 
 /// Waits until `condition` holds: for what happens soon and leaves no event behind.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + 3 * PATIENCE;
+    let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "{what}");
         thread::sleep(Duration::from_millis(2));

@@ -8,8 +8,9 @@ use std::{
     time::Duration,
 };
 
-/// Far more than any test takes, also beside others on a slow machine.
-pub const LIMIT: Duration = Duration::from_secs(120);
+/// Far more than any test takes, also beside others on a slow machine; and more than the [`AMPLE`](super::limits::AMPLE)
+/// limit of a call, whose error says more.
+pub const LIMIT: Duration = Duration::from_secs(300);
 
 /// Ends the process when it is not dropped in time.
 pub struct Watchdog {

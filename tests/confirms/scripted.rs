@@ -136,7 +136,7 @@ fn a_publisher_that_waits_for_an_ack_keeps_the_reader_reading() {
         end(peer);
     });
     let config = peer.config().max_outstanding_confirms(2).incoming_buffer(100_000);
-    let (connection, channel) = open(config.publish_timeout(Duration::from_secs(5)));
+    let (connection, channel) = open(config);
     let consumer = channel.basic_consume(Consume::new("queue").consumer_tag("tag").no_ack(true)).unwrap();
     // Whatever stands before its answer has been read: from now on the reader pauses.
     channel.flow(true).unwrap();

@@ -17,13 +17,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::peer::*;
+use common::{limits::PROMPT, peer::*};
 use fastrand::Rng;
 use leveret::{Channel, Config, Connection, Consume, Error, ReplyCode, Requeue, Result};
 use server::{FORBIDDEN, Server, Tally, body, is_whole};
-
-/// Far more than anything here takes.
-const BOUND: Duration = Duration::from_secs(10);
 
 /// One of these sizes: within what is copied, around it, and written from the caller's slice.
 fn random_body(random: &mut Rng) -> Vec<u8> {
@@ -235,7 +232,7 @@ fn one_thread_closes_under_the_others() {
             thread::sleep(Duration::from_micros(seed * 200));
             connection.close().unwrap();
         });
-        assert!(started.elapsed() < BOUND, "{:?}", started.elapsed());
+        assert!(started.elapsed() < PROMPT, "{:?}", started.elapsed());
         drop((shared, connection));
         script.finish();
     }
@@ -266,7 +263,7 @@ fn handles_are_dropped_in_every_order() {
         let channel = connection.channel().unwrap();
         let mut consumer = channel.basic_consume("q").unwrap();
         let delivery = consumer.next().unwrap().unwrap();
-        let second = channel.within(BOUND);
+        let second = channel.within(PROMPT);
         let mut handles: [Option<Box<dyn Send>>; 5] = [
             Some(Box::new(connection)),
             Some(Box::new(channel)),
@@ -284,7 +281,7 @@ fn handles_are_dropped_in_every_order() {
             }
         }
         // Below the time that a Drop may wait for an answer.
-        assert!(started.elapsed() < Duration::from_secs(2), "{order:?}: {:?}", started.elapsed());
+        assert!(started.elapsed() < PROMPT, "{order:?}: {:?}", started.elapsed());
         script.finish();
     }
     nothing_is_left();

@@ -14,14 +14,17 @@ use leveret::{
 use openssl::ssl::SslVersion;
 
 use crate::{
-    common::peer::Peer,
+    common::{
+        limits::{PROMPT, ample},
+        peer::Peer,
+    },
     front::{End, Front, acceptor, acceptor_for, trusting, trusting_quickly},
     problem, refused,
 };
 
 /// A way to `front` for the host name `localhost`.
 fn config(front: &Front, tls: TlsOptions) -> Config {
-    Config::new().host("127.0.0.1", front.address.port()).heartbeat(Duration::ZERO).tls(tls)
+    ample(Config::new()).host("127.0.0.1", front.address.port()).heartbeat(Duration::ZERO).tls(tls)
 }
 
 /// No byte of AMQP has reached the server.
@@ -78,7 +81,7 @@ fn any_certificate_is_accepted_only_when_asked_for() {
         let front = Front::before(peer.port, acceptor(certificate));
         let uri = format!("amqps://127.0.0.1:{}/v?heartbeat=0&verify=verify_none", front.address.port());
         let as_field = TlsOptions::new().danger_accept_any_certificate(true);
-        let from_uri: Config = uri.parse().unwrap();
+        let from_uri = ample(uri.parse().unwrap()).heartbeat(Duration::ZERO);
         assert_eq!(from_uri.to_uri(), config(&front, as_field).vhost("v").to_uri());
         Connection::open(from_uri).unwrap().close().unwrap();
         peer.finish();
@@ -117,7 +120,7 @@ fn client_hello(server_name: ServerName) -> Vec<u8> {
         hello.truncate(length);
         hello
     });
-    let config = Config::new().host("localhost", port).tls(TlsOptions::new().server_name(server_name));
+    let config = ample(Config::new()).host("localhost", port).tls(TlsOptions::new().server_name(server_name));
     assert!(Connection::open(config).is_err());
     server.join().unwrap()
 }
@@ -204,7 +207,7 @@ fn a_peer_without_tls_is_called_that() {
     ] {
         for stay in [false, true] {
             let (port, server) = answering(answer, stay);
-            let failure = refused(Config::new().host("127.0.0.1", port).tls(trusting()));
+            let failure = refused(ample(Config::new()).host("127.0.0.1", port).tls(trusting()));
             assert_eq!(failure.problem, TlsProblem::NotTls, "{failure}");
             assert!(failure.to_string().contains(expected), "{failure}");
             server.join().unwrap();
@@ -220,7 +223,7 @@ fn a_peer_without_tls_is_called_that() {
 #[test]
 fn a_peer_that_wants_tls_is_called_that() {
     let front = Front::alone(acceptor("server"));
-    let plain = Config::new().host("127.0.0.1", front.address.port());
+    let plain = ample(Config::new()).host("127.0.0.1", front.address.port());
     let error = Connection::open(plain).unwrap_err().to_string();
     assert!(error.contains("amqps"), "{error}");
 }
@@ -264,10 +267,10 @@ fn silence_at_every_byte_of_the_handshake_ends_in_time() {
                             break;
                         }
                         let port = silent_after(bytes, server);
-                        let config = Config::new().host("127.0.0.1", port).tls(trusting_quickly());
+                        let config = ample(Config::new()).host("127.0.0.1", port).tls(trusting_quickly());
                         let start = Instant::now();
                         let error = Connection::open(config.handshake_timeout(LIMIT)).unwrap_err();
-                        assert!(start.elapsed() < LIMIT + Duration::from_secs(2), "{bytes}: {error}");
+                        assert!(start.elapsed() < PROMPT, "{bytes}: {error}");
                         let Error::Connect(failure) = &error else { panic!("{bytes}: {error:?}") };
                         let inner = &failure.attempts[0].error;
                         assert!(matches!(inner, Error::Timeout(_)), "{bytes}: {error}");
@@ -294,7 +297,7 @@ fn a_handshake_that_is_cut_anywhere_is_an_error() {
             server.write_all(&hello[..length]).unwrap();
             std::io::copy(&mut server.take(bytes), &mut client).unwrap();
         });
-        let config = Config::new().host("127.0.0.1", port).tls(trusting());
+        let config = ample(Config::new()).host("127.0.0.1", port).tls(trusting());
         let error = Connection::open(config).unwrap_err();
         assert!(error.to_string().contains("during the TLS handshake"), "{bytes}: {error}");
         cutter.join().unwrap();

@@ -18,6 +18,7 @@ use openssl::ssl::SslVersion;
 
 use crate::{
     common::{
+        limits::{PROMPT, ample, given_time},
         peer::{
             CANCEL, CANCEL_OK, CHANNEL_OPEN_OK, CLOSE, CONSUME, CONSUME_OK, DELIVER, NO_PROPERTIES, OPEN_OK,
             Peer, TUNE, Tune, args, content, method, start,
@@ -29,7 +30,7 @@ use crate::{
 };
 
 fn config(port: u16) -> Config {
-    Config::new().host("127.0.0.1", port).heartbeat(Duration::ZERO).tls(trusting())
+    ample(Config::new()).host("127.0.0.1", port).heartbeat(Duration::ZERO).tls(trusting())
 }
 
 /// The client consumes without acks, so it sets no prefetch.
@@ -43,13 +44,13 @@ fn start_consumer(peer: &mut Peer) -> String {
 /// reads nothing holds up neither deliveries nor heartbeats of the same connection.
 #[test]
 fn deliveries_go_on_while_a_publisher_is_stuck() {
-    const DELIVERIES: u64 = 300;
+    const DELIVERIES: u64 = 1000;
     const PUBLISHES: usize = 400;
     let _watchdog = Watchdog::new(&test_name(), LIMIT);
     for version in [SslVersion::TLS1_2, SslVersion::TLS1_3] {
         let (want, wanted) = mpsc::channel();
         let peer = Peer::run(move |peer| {
-            peer.handshake_with(Tune { heartbeat: 10, ..Tune::default() });
+            peer.handshake_with(Tune { heartbeat: 60, ..Tune::default() });
             peer.open_channel(1);
             peer.open_channel(2);
             let tag = start_consumer(peer);
@@ -67,7 +68,7 @@ fn deliveries_go_on_while_a_publisher_is_stuck() {
         let front = Front::before(peer.port, acceptor_for("server", Some(version)));
         let proxy = Proxy::before(front.address);
         let connection =
-            Connection::open(config(proxy.address.port()).heartbeat(Duration::from_secs(10))).unwrap();
+            Connection::open(config(proxy.address.port()).heartbeat(Duration::from_secs(60))).unwrap();
         let (consuming, publishing) = (connection.channel().unwrap(), connection.channel().unwrap());
         let mut consumer = consuming.basic_consume(Consume::new("q").no_ack(true)).unwrap();
         let publisher = thread::spawn(move || {
@@ -81,12 +82,12 @@ fn deliveries_go_on_while_a_publisher_is_stuck() {
         let start = Instant::now();
         for number in 1..=DELIVERIES {
             want.send(()).unwrap();
-            let delivery = consumer.next_timeout(Duration::from_secs(2)).unwrap().expect("in time");
+            let delivery = consumer.next_timeout(PROMPT).unwrap().expect("in time");
             assert_eq!(delivery.body(), number.to_be_bytes());
         }
-        // A writer that kept the lock while it waits would hold up each for a tenth of a second.
+        // A writer that kept the lock while it waits would hold up each for a tenth of a second, so for longer in all.
         let took = start.elapsed();
-        assert!(took < Duration::from_secs(8), "{DELIVERIES} deliveries took {took:?}");
+        assert!(took < PROMPT, "{DELIVERIES} deliveries took {took:?}");
         assert_eq!(proxy.passed(Direction::ToBroker), written, "the publisher was stuck all the time");
         drop(want);
         drop(publisher.join().unwrap());
@@ -130,7 +131,7 @@ fn publishes_go_on_while_reading_pauses() {
         channel.basic_publish("", "q", &vec![number as u8; 1000]).unwrap();
     }
     for _ in 0..DELIVERIES {
-        let delivery = consumer.next_timeout(Duration::from_secs(10)).unwrap().expect("in time");
+        let delivery = consumer.next_timeout(PROMPT).unwrap().expect("in time");
         assert_eq!(delivery.body(), [7; 64 * 1024]);
     }
     consumer.cancel().unwrap();
@@ -141,37 +142,36 @@ fn publishes_go_on_while_reading_pauses() {
 /// Row 21: over TLS as well, a write that cannot progress for two intervals is a dead peer, though it still sends.
 #[test]
 fn a_peer_that_takes_no_more_bytes_is_given_up() {
-    let _watchdog = Watchdog::new(&test_name(), LIMIT);
-    let over = Arc::new(AtomicBool::new(false));
-    let stop = over.clone();
-    let peer = Peer::run(move |peer| {
-        peer.handshake_with(Tune { heartbeat: 1, ..Tune::default() });
-        peer.open_channel(1);
-        while !stop.load(Ordering::SeqCst) {
-            peer.heartbeat();
-            thread::sleep(Duration::from_millis(100));
-        }
+    given_time(|times| {
+        let _watchdog = Watchdog::new(&test_name(), LIMIT);
+        let over = Arc::new(AtomicBool::new(false));
+        let stop = over.clone();
+        let peer = Peer::run(move |peer| {
+            peer.handshake_with(Tune { heartbeat: times as u16, ..Tune::default() });
+            peer.open_channel(1);
+            while !stop.load(Ordering::SeqCst) {
+                peer.heartbeat();
+                thread::sleep(Duration::from_millis(100));
+            }
+        });
+        let front = Front::before(peer.port, acceptor("server"));
+        let connection =
+            Connection::open(config(front.address.port()).heartbeat(times * Duration::from_secs(1))).unwrap();
+        let channel = connection.channel().unwrap();
+        let body = vec![0; 1 << 20];
+        let error = loop {
+            if let Err(error) = channel.basic_publish("", "q", &body) {
+                break error;
+            }
+        };
+        over.store(true, Ordering::SeqCst);
+        assert!(
+            matches!(&error, Error::Timeout(timeout) if timeout.waiting_for == "writing to the peer"),
+            "{error}"
+        );
+        assert_eq!(connection.wait_closed().to_string(), error.to_string(), "one first cause");
+        peer.finish();
     });
-    let front = Front::before(peer.port, acceptor("server"));
-    let connection =
-        Connection::open(config(front.address.port()).heartbeat(Duration::from_secs(1))).unwrap();
-    let channel = connection.channel().unwrap();
-    let start = Instant::now();
-    let body = vec![0; 1 << 20];
-    let error = loop {
-        if let Err(error) = channel.basic_publish("", "q", &body) {
-            break error;
-        }
-    };
-    let waited = start.elapsed();
-    over.store(true, Ordering::SeqCst);
-    assert!(
-        matches!(&error, Error::Timeout(timeout) if timeout.waiting_for == "writing to the peer"),
-        "{error}"
-    );
-    assert!(waited < Duration::from_secs(6), "{waited:?}");
-    assert_eq!(connection.wait_closed().to_string(), error.to_string(), "one first cause");
-    peer.finish();
 }
 
 /// Row 22: how the stream ends is told, and every waiter hears the same.
@@ -189,7 +189,7 @@ fn an_end_without_goodbye_is_told_from_an_orderly_one() {
         let front = Front::with_manners(peer.port, acceptor("server"), manners);
         let connection = Connection::open(config(front.address.port())).unwrap();
         let channel = connection.channel().unwrap();
-        let cause = connection.wait_closed_timeout(Duration::from_secs(10)).expect("it has ended");
+        let cause = connection.wait_closed_timeout(PROMPT).expect("it has ended");
         assert!(matches!(cause, Error::Io { .. }), "{cause:?}");
         assert!(cause.to_string().contains(expected), "{cause}");
         assert_eq!(channel.queue_purge("q").unwrap_err().to_string(), cause.to_string());
@@ -228,7 +228,7 @@ fn a_forged_record_ends_the_connection() {
     });
     let connection = Connection::open(config(port)).unwrap();
     opened.send(()).unwrap();
-    let cause = connection.wait_closed_timeout(Duration::from_secs(10)).expect("it has ended");
+    let cause = connection.wait_closed_timeout(PROMPT).expect("it has ended");
     assert!(matches!(&cause, Error::Io { .. }), "{cause:?}");
     assert!(cause.to_string().contains("TLS: ") && cause.to_string().contains("bad record mac"), "{cause}");
     drop(connection);
@@ -291,7 +291,9 @@ fn open(server: &mut OpensslServer, proxy: &Proxy) -> (Connection, Channel) {
     script.extend(method(0, TUNE, args![10, 131_072, 0]));
     script.extend(method(0, OPEN_OK, args![""]));
     server.say(&script);
-    let connection = Connection::open(config(proxy.address.port())).unwrap();
+    // It answers no close of a channel.
+    let config = config(proxy.address.port()).drop_timeout(Duration::ZERO);
+    let connection = Connection::open(config).unwrap();
     let before = proxy.wait_quiet(Direction::ToBroker, Duration::from_millis(20));
     let opening = thread::spawn({
         let connection = connection.clone();
@@ -305,7 +307,7 @@ fn open(server: &mut OpensslServer, proxy: &Proxy) -> (Connection, Channel) {
 /// The peer's last word arrives and is understood, whatever was done to the keys before.
 fn is_still_understood(server: &mut OpensslServer, connection: &Connection) {
     server.say(&method(0, CLOSE, args![320, "with new keys", 0, 0]));
-    let cause = connection.wait_closed_timeout(Duration::from_secs(10)).expect("it is over");
+    let cause = connection.wait_closed_timeout(PROMPT).expect("it is over");
     assert!(cause.to_string().contains("320 with new keys"), "{cause}");
 }
 

@@ -15,12 +15,15 @@ use std::{
 use leveret::{Config, Connection, Error, Stream};
 
 use crate::{
-    common::peer::{Peer, QUEUE_PURGE, QUEUE_PURGE_OK, args, eventually},
+    common::{
+        limits::{PROMPT, ample},
+        peer::{Peer, QUEUE_PURGE, QUEUE_PURGE_OK, args, eventually},
+    },
     front::{End, Front, acceptor, trusting},
 };
 
 fn plain() -> Config {
-    Config::new().heartbeat(Duration::ZERO)
+    ample(Config::new()).heartbeat(Duration::ZERO)
 }
 
 /// A TCP socket as a stream, and whether it was shut down.
@@ -115,7 +118,7 @@ fn a_stream_that_never_answers_ends_at_the_handshake_timeout() {
         let start = Instant::now();
         let error = Connection::open_stream(stream, config).unwrap_err();
         assert!(matches!(error, Error::Timeout(_)), "{error:?}");
-        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+        assert!(start.elapsed() < PROMPT, "{:?}", start.elapsed());
         drop::<(mpsc::Sender<()>, mpsc::Sender<()>)>((release_reader, release_writer));
     }
 }
@@ -142,7 +145,7 @@ fn closing_does_not_depend_on_the_stream() {
     });
     assert!(matches!(connection.close().unwrap_err(), Error::Timeout(_)));
     publisher.join().unwrap();
-    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    assert!(start.elapsed() < PROMPT, "{:?}", start.elapsed());
     socket.shutdown(Shutdown::Both).unwrap();
     drop(channel);
     peer.finish();
@@ -173,7 +176,7 @@ fn the_error_of_the_stream_is_the_cause() {
     });
     let connection = Connection::open_stream(stream, plain()).unwrap();
     break_it.send(()).unwrap();
-    let cause = connection.wait_closed_timeout(Duration::from_secs(10)).expect("it has ended");
+    let cause = connection.wait_closed_timeout(PROMPT).expect("it has ended");
     assert_eq!(cause.to_string(), "reading failed: the tunnel has collapsed");
     drop(connection);
     peer.finish();
