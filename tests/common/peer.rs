@@ -488,13 +488,18 @@ pub fn sockets() -> usize {
 /// waiting hides nothing. (Not where all the subjects are in one program: there somebody always has a connection.)
 pub fn nothing_is_left() {
     if cfg!(target_os = "linux") && env!("CARGO_CRATE_NAME") != "in_coroutines" {
-        eventually("threads or sockets are left behind", || library_threads() == 0 && sockets() == 0);
+        let nothing = || library_threads() == 0 && sockets() == 0;
+        eventually_within(watchdog::LIMIT, "threads or sockets are left behind", nothing);
     }
 }
 
 /// Waits until `condition` holds: for what happens soon and leaves no event behind.
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+pub fn eventually(what: &str, condition: impl FnMut() -> bool) {
+    eventually_within(PATIENCE, what, condition);
+}
+
+fn eventually_within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
     while !condition() {
         assert!(Instant::now() < deadline, "{what}");
         thread::sleep(Duration::from_millis(2));
