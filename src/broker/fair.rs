@@ -189,6 +189,22 @@ mod tests {
         assert_eq!(*fair.lock(), [0, 1, 2, 9]);
     }
 
+    /// Whoever was handed it waits no more, and is not waited for.
+    #[test]
+    fn nobody_is_in_line_after_the_last() {
+        let fair = Fair::new(());
+        thread::scope(|scope| {
+            let held = fair.lock();
+            scope.spawn(|| drop(fair.lock()));
+            wait_for_line(&fair, 1);
+            for place in &mut lock(&fair.gate).line {
+                place.since = place.since.checked_sub(PATIENCE).unwrap();
+            }
+            drop(held);
+        });
+        assert!(!fair.is_awaited());
+    }
+
     /// A holder that panics does not keep it.
     #[test]
     fn a_panic_gives_it_up() {
