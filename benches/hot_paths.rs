@@ -86,6 +86,36 @@ fn next(bencher: Bencher<'_, '_>, size: usize) {
     bencher.counter(BytesCount::new(size)).bench_local(|| consumer.next().unwrap().unwrap().body().len());
 }
 
+/// Sends messages for ever to as many consumers, whose tags are numbers, in turn.
+fn deliver_in_turn(peer: &mut Peer, consumers: usize) {
+    for number in 0..consumers {
+        peer.expect(1, CONSUME);
+        peer.send(1, CONSUME_OK, args![&*number.to_string()]);
+    }
+    let one = |number: usize| {
+        content(1, DELIVER, args![&*number.to_string(), 1, 0, "", "key"], NO_PROPERTIES, &[0; 16], 131_064)
+    };
+    let all: Vec<u8> = (0..consumers).flat_map(one).collect();
+    let many = all.repeat((256 * 1024 / all.len()).max(1));
+    while peer.socket().write_all(&many).is_ok() {}
+}
+
+#[divan::bench(args = [1, 10, 100, 1000], sample_size = 10_000, sample_count = 20)]
+fn next_in_turn(bencher: Bencher<'_, '_>, consumers: usize) {
+    let (_script, _connection, channel) = channel(move |peer| deliver_in_turn(peer, consumers));
+    let mut consumers: Vec<_> = (0..consumers)
+        .map(|number| {
+            let tag = number.to_string();
+            channel.basic_consume(Consume::new("q").consumer_tag(&tag).no_ack(true)).unwrap()
+        })
+        .collect();
+    let (mut turn, number) = (0, consumers.len());
+    bencher.bench_local(|| {
+        turn = (turn + 1) % number;
+        consumers.get_mut(turn).unwrap().next().unwrap().unwrap().body().len()
+    });
+}
+
 /// Sends messages in ascending order for ever, and reads whatever the client says.
 fn deliver_to_be_acked(peer: &mut Peer) {
     let tag = peer.start_consumer(1);

@@ -130,7 +130,7 @@ impl Fixture {
 }
 
 impl Channel {
-    fn pretend_to_consume(&self, tag: &str, no_ack: bool) -> Consumer {
+    pub(super) fn pretend_to_consume(&self, tag: &str, no_ack: bool) -> Consumer {
         let queue = Arc::new(DeliveryQueue::new(self.core().clone(), tag, no_ack));
         self.core().add_consumer(Sink::Queue(queue.clone())).unwrap();
         Consumer::new(queue, Duration::ZERO)

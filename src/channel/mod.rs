@@ -57,12 +57,12 @@ use std::{
 use crate::{
     connection::{
         Connection,
-        batch::Gathered,
+        batch::Arrived,
         events::Event,
         outgoing::{Gate, Kind, Push, Urgency},
         shutdown::Step,
         slots::Free,
-        state::{Confirmation, Inbox, Shared, refusal},
+        state::{Accepted, Confirmation, Inbox, Shared, refusal},
     },
     error::{Error, ReplyCode, Result, Scope},
     protocol::{
@@ -589,8 +589,12 @@ impl Inbox for Core {
         }
     }
 
-    fn deliveries(&self, consumer_tag: &[u8], gathered: &mut Gathered, woken: &mut Vec<Waiter>) {
-        self.delivered(consumer_tag, gathered, woken);
+    fn accept(&self, consumer_tag: &[u8], arrived: &[Arrived]) -> Option<Accepted> {
+        self.accept_deliveries(consumer_tag, arrived)
+    }
+
+    fn is_immediate(&self, consumer_tag: &[u8]) -> bool {
+        self.has_inline_consumer(consumer_tag)
     }
 
     fn confirmations(&self, confirmations: &[Confirmation], woken: &mut Vec<Waiter>) {

@@ -7,7 +7,7 @@ use crate::{
     protocol::{
         content::{write_body, write_header},
         frame::write_method,
-        spec::{BasicDeliver, MethodBody, QueuePurge, QueuePurgeOk},
+        spec::{BasicAck, BasicDeliver, MethodBody, QueuePurge, QueuePurgeOk},
         wire::ShortStr,
     },
     sync::{Waiter, counted},
@@ -69,10 +69,10 @@ fn deliveries_are_handed_over_in_batches() {
     }
 }
 
-/// The worst that can come: each message is for another consumer than the one before. Each costs what a batch does, and
-/// not more with more channels and consumers; whoever sleeps is woken once.
+/// Each message is for another consumer than the one before: they cost what a row for one costs, and whoever sleeps is
+/// woken once.
 #[test]
-fn deliveries_in_turn_cost_a_batch_each() {
+fn deliveries_in_turn_are_handed_over_in_batches() {
     let mut fixture = Fixture::new();
     let mut demultiplexer = Demultiplexer::new(&fixture.shared);
     for consumer in &mut fixture.consumers {
@@ -80,8 +80,52 @@ fn deliveries_in_turn_cost_a_batch_each() {
     }
     let bytes = deliveries(&["a", "b"], 1);
     let (locks, wakes) = cost(|| assert_eq!(demultiplexer.feed(&bytes).unwrap(), bytes.len()));
-    assert!(locks <= 2 * MESSAGES + ONCE, "{locks} locks for {MESSAGES} deliveries");
+    assert!(locks <= 3 * bytes.len() / PACK + ONCE, "{locks} locks for {MESSAGES} deliveries");
     assert_eq!(wakes, 2);
+}
+
+/// The same with many consumers: what they get of one read they get in few batches.
+#[test]
+fn deliveries_to_many_consumers_in_turn_are_handed_over_in_batches() {
+    let fixture = Fixture::new();
+    let mut demultiplexer = Demultiplexer::new(&fixture.shared);
+    let tags: Vec<&'static str> = (0..100).map(|number| &*format!("consumer {number}").leak()).collect();
+    let mut consumers: Vec<_> =
+        tags.iter().map(|tag| fixture.channels[0].pretend_to_consume(tag, false)).collect();
+    for consumer in &mut consumers {
+        assert!(consumer.take_next(Some(Waiter::new())).unwrap().is_none());
+    }
+    let bytes = deliveries(&tags, 1);
+    let (locks, wakes) = cost(|| assert_eq!(demultiplexer.feed(&bytes).unwrap(), bytes.len()));
+    // Two to find out about each, and two for each of its batches.
+    assert!(locks <= tags.len() * 2 * 3 + ONCE, "{locks} locks for {MESSAGES} deliveries");
+    assert_eq!(wakes, tags.len());
+    for (number, consumer) in (1..).zip(&mut consumers) {
+        for tag in (number..=MESSAGES as u64).step_by(tags.len()) {
+            let delivery = consumer.try_next().unwrap().unwrap();
+            assert_eq!((delivery.delivery_tag(), delivery.body().len()), (tag, 16));
+            delivery.ack().unwrap();
+        }
+    }
+}
+
+/// Confirms for two channels, in turn and with deliveries between them.
+#[test]
+fn confirms_are_handed_over_together() {
+    let fixture = Fixture::new();
+    let mut demultiplexer = Demultiplexer::new(&fixture.shared);
+    let delivery = deliveries(&["b"], 1);
+    let delivery = &delivery[..delivery.len() / MESSAGES];
+    let mut bytes = Vec::new();
+    for number in 1..=MESSAGES as u64 {
+        for channel in [1, 2] {
+            let ack = BasicAck { delivery_tag: number, multiple: false };
+            write_method(&mut bytes, channel, 4096, &ack).unwrap();
+        }
+        bytes.extend_from_slice(delivery);
+    }
+    let (locks, _) = cost(|| assert_eq!(demultiplexer.feed(&bytes).unwrap(), bytes.len()));
+    assert!(locks <= 5 * bytes.len() / PACK + ONCE, "{locks} locks for {MESSAGES} confirms");
 }
 
 /// The channel's lock and that of the outgoing buffer.

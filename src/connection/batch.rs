@@ -22,6 +22,9 @@ const SHARE_FROM: usize = 64 * 1024;
 /// many as one read may fill.
 const REMEMBERED: usize = 68;
 
+/// For so many messages there is room at first where they are copied one by one.
+const SEVERAL: usize = 16;
+
 /// Deliveries of one read to one consumer, in one buffer.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
@@ -62,33 +65,15 @@ impl Batch {
     }
 }
 
-/// What has come in a row for one consumer and was not handed over.
+/// Packs whose messages may be gone, to be used again.
 #[derive(Default)]
-pub(crate) struct Gathered {
-    batch: Batch,
-    /// How many bytes of the read buffer the messages take, from the first to the last.
-    length: usize,
-    /// They stay there.
-    large: bool,
+pub(crate) struct Packs {
     lent: VecDeque<Arc<Batch>>,
 }
 
-impl Gathered {
-    /// A look at the deliveries where they are.
-    pub(crate) fn batch(&self) -> &Batch {
-        &self.batch
-    }
-
-    /// The deliveries, to be kept.
-    pub(crate) fn keep(&mut self) -> Arc<Batch> {
-        if self.large || self.batch.shared.is_none() {
-            return Arc::new(mem::take(&mut self.batch));
-        }
-        let deliveries = mem::take(&mut self.batch.deliveries);
-        let bytes = self.batch.bytes().get(..self.length).unwrap_or_default();
-        if bytes.len() > PACK_SIZE + PACK_UP_TO {
-            return Arc::new(Batch { deliveries, ..Batch::of(bytes.to_vec()) });
-        }
+impl Packs {
+    /// A copy of `bytes` with these deliveries, which are exchanged for the memory of others.
+    fn pack(&mut self, bytes: &[u8], deliveries: &mut Vec<Arrived>) -> Arc<Batch> {
         // They come back in the order in which they went. One that somebody keeps is forgotten when its turn comes.
         let mut oldest = self.lent.pop_front().unwrap_or_default();
         if Arc::get_mut(&mut oldest).is_none() {
@@ -101,21 +86,76 @@ impl Gathered {
             pack.own.clear();
             pack.own.reserve_exact(bytes.len());
             pack.own.extend_from_slice(bytes);
-            self.batch.deliveries = mem::replace(&mut pack.deliveries, deliveries);
-            self.batch.deliveries.clear();
+            mem::swap(&mut pack.deliveries, deliveries);
+            deliveries.clear();
         }
         self.lent.push_back(oldest.clone());
         oldest
+    }
+}
+
+/// What has come for one consumer and was not handed over.
+#[derive(Default)]
+pub(crate) struct Gathered {
+    batch: Batch,
+    /// How many bytes of the read buffer its messages take, from the first to the last.
+    length: usize,
+    /// They stay there.
+    large: bool,
+    /// They are not there any more: since others' have come between, each is copied out as it comes.
+    apart: bool,
+}
+
+impl Gathered {
+    /// A look at the deliveries where they are.
+    pub(crate) fn batch(&self) -> &Batch {
+        &self.batch
+    }
+
+    /// The deliveries, to be kept.
+    pub(crate) fn keep(&mut self, packs: &mut Packs) -> Arc<Batch> {
+        if self.large || self.batch.shared.is_none() {
+            return Arc::new(mem::take(&mut self.batch));
+        }
+        let mut deliveries = mem::take(&mut self.batch.deliveries);
+        let bytes = self.batch.bytes().get(..self.length).unwrap_or_default();
+        if bytes.len() > PACK_SIZE + PACK_UP_TO {
+            return Arc::new(Batch { deliveries, ..Batch::of(bytes.to_vec()) });
+        }
+        let pack = packs.pack(bytes, &mut deliveries);
+        self.batch.deliveries = deliveries;
+        pack
+    }
+
+    /// Something for others comes before the next message: what lies in the read buffer ends here.
+    pub(super) fn interrupt(&mut self) {
+        if self.large {
+            return;
+        }
+        let Some((buffer, start)) = self.batch.shared.take() else { return };
+        self.apart = true;
+        // The first of several, probably.
+        self.batch.own.reserve((SEVERAL * self.length).min(PACK_SIZE));
+        self.batch.deliveries.reserve(SEVERAL);
+        self.batch.own.extend_from_slice(buffer.get(start..start + self.length).unwrap_or_default());
+        self.length = 0;
     }
 
     /// A message may be added to what is there; if not, that is to be handed over first.
     #[inline]
     pub(super) fn fits(&self, message: &Range<usize>) -> bool {
-        let Some((_, start)) = &self.batch.shared else { return self.batch.deliveries.is_empty() };
+        let start = match &self.batch.shared {
+            Some((_, start)) => *start,
+            None if self.batch.deliveries.is_empty() => return true,
+            None => message.start,
+        };
         match message.len() {
             SHARE_FROM.. => self.large,
-            // Also when something else lies between.
-            ..=PACK_UP_TO => !self.large && message.end - start <= PACK_SIZE + PACK_UP_TO,
+            // Also when something else lies between. What was put together from pieces stays alone.
+            ..=PACK_UP_TO => {
+                let size = self.batch.own.len() + (message.end - start);
+                !self.large && (self.length > 0 || self.apart) && size <= PACK_SIZE + PACK_UP_TO
+            }
             _ => false,
         }
     }
@@ -128,6 +168,12 @@ impl Gathered {
         message: &Range<usize>,
         arrived: impl FnOnce(usize) -> Arrived,
     ) {
+        if self.apart {
+            let arrived = arrived(message.start);
+            let parts = arrived.parts.moved_up(self.batch.own.len());
+            self.batch.own.extend_from_slice(buffer.get(message.clone()).unwrap_or_default());
+            return self.batch.deliveries.push(Arrived { parts, ..arrived });
+        }
         let (_, start) = *self.batch.shared.get_or_insert_with(|| (buffer.clone(), message.start));
         self.length = message.end - start;
         self.large = message.len() >= SHARE_FROM;
@@ -137,7 +183,7 @@ impl Gathered {
     /// It is to be handed over.
     #[inline]
     pub(super) fn is_full(&self) -> bool {
-        !self.large && self.length >= PACK_SIZE
+        !self.large && self.batch.own.len() + self.length >= PACK_SIZE
     }
 
     /// Adds a message that was put together from pieces; nothing else may be there.
@@ -146,8 +192,8 @@ impl Gathered {
         self.batch.deliveries.push(Arrived { parts: content.parts, delivery_tag, redelivered });
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.batch.deliveries.len()
+    pub(super) fn deliveries(&self) -> &[Arrived] {
+        &self.batch.deliveries
     }
 
     /// Forgets what was handed over, and the read buffer.
@@ -157,5 +203,6 @@ impl Gathered {
         self.batch.shared = None;
         self.length = 0;
         self.large = false;
+        self.apart = false;
     }
 }

@@ -165,12 +165,14 @@ impl<'a> Demultiplexer<'a> {
         if buffer.len() > u32::MAX as usize {
             return Ok(None);
         }
-        if !self.run.is_for(channel) {
-            let Some(inbox) = self.inbox(channel)? else { return Ok(Some(used)) };
-            self.run.turn_to(channel, inbox);
+        let BasicDeliver { consumer_tag, delivery_tag, redelivered, .. } = match fields(method) {
+            Ok(deliver) => deliver,
+            // Late frames are not looked at.
+            Err(error) => return inbox(self.shared, channel)?.map_or(Ok(Some(used)), |_| Err(error)),
+        };
+        if !self.run.turn_to(channel, consumer_tag.bytes(), || inbox(self.shared, channel))? {
+            return Ok(Some(used));
         }
-        let BasicDeliver { consumer_tag, delivery_tag, redelivered, .. } = fields(method)?;
-        self.run.deliver_to(consumer_tag.bytes());
         // From the method's payload to the end of the last payload, each followed by the end octet of its frame.
         let after_method = start + frame::OVERHEAD + method.len();
         let method_start = start + frame::OVERHEAD - 1;
@@ -211,29 +213,28 @@ impl<'a> Demultiplexer<'a> {
                 format!("a method on channel {channel} where the rest of a content was expected"),
             ));
         }
-        let known = self.run.is_for(channel);
-        let inbox = if known { None } else { self.inbox(channel)? };
         if starts_content(payload) {
+            let wanted = self.run.is_for(channel) || inbox(self.shared, channel)?.is_some();
             let mut assembly = std::mem::take(&mut self.spare);
             assembly.start(payload);
-            if !known && inbox.is_none() {
+            if !wanted {
                 assembly.discard();
             }
             self.make_current(channel, assembly);
             return Ok(());
         }
-        if let Some(confirmation) = confirmation(payload)? {
-            if !known {
-                let Some(inbox) = inbox else { return Ok(()) };
-                self.run.turn_to(channel, inbox);
+        if let Some(confirmation) = confirmation(payload) {
+            let wanted = self.run.turn_to(channel, NO_CONSUMER, || inbox(self.shared, channel))?;
+            let confirmation = confirmation?;
+            if wanted {
+                self.run.confirmed(confirmation);
             }
-            self.run.confirmed(confirmation);
             return Ok(());
         }
+        let inbox = inbox(self.shared, channel)?;
         let method = Method::decode(payload).map_err(frame_error)?;
-        // What was delivered before comes before.
-        let target = self.run.end();
-        let inbox = if known { target } else { inbox };
+        // What came before comes before.
+        self.run.end();
         match (inbox, method) {
             (Some(inbox), method) => inbox.method(method, payload),
             (None, Method::ChannelCloseOk(_)) => {
@@ -262,22 +263,19 @@ impl<'a> Demultiplexer<'a> {
     /// The current content is complete.
     fn complete(&mut self) -> Result<()> {
         let Some((channel, mut assembly)) = self.current.take() else { return Ok(()) };
-        let known = self.run.is_for(channel);
-        let inbox = if known { None } else { self.inbox(channel)? };
-        if known || inbox.is_some() {
-            if let Some(inbox) = inbox {
-                self.run.turn_to(channel, inbox);
-            }
-            match delivery(assembly.method())? {
-                Some(deliver) => {
-                    self.run.deliver_to(deliver.consumer_tag.bytes());
+        let find = || inbox(self.shared, channel);
+        match delivery(assembly.method()) {
+            Ok(Some(deliver)) => {
+                if self.run.turn_to(channel, deliver.consumer_tag.bytes(), find)? {
                     let (delivery_tag, redelivered) = (deliver.delivery_tag, deliver.redelivered);
                     self.run.assembled(assembly.finish(), delivery_tag, redelivered);
                 }
-                None => {
-                    if let Some(inbox) = self.run.end() {
-                        inbox.content(assembly.finish())?;
-                    }
+            }
+            other => {
+                if let Some(inbox) = find()? {
+                    other?;
+                    self.run.end();
+                    inbox.content(assembly.finish())?;
                 }
             }
         }
@@ -295,18 +293,6 @@ impl<'a> Demultiplexer<'a> {
     fn is_receiving(&self, channel: u16) -> bool {
         self.current.as_ref().is_some_and(|(current, _)| *current == channel)
             || (!self.others.is_empty() && self.others.contains_key(&channel))
-    }
-
-    /// The inbox of a channel; `None` for one that was closed, whose late frames are ignored.
-    fn inbox(&self, channel: u16) -> Result<Option<Arc<dyn Inbox>>> {
-        match self.shared.addressee(channel) {
-            Addressee::Channel(inbox) => Ok(Some(inbox)),
-            Addressee::Nobody => Ok(None),
-            Addressee::Unknown => Err(Error::protocol(
-                ReplyCode::ChannelError,
-                format!("a frame on channel {channel}, which was never opened"),
-            )),
-        }
     }
 
     /// The content that `channel` is receiving, made current.
@@ -331,6 +317,21 @@ impl<'a> Demultiplexer<'a> {
     }
 }
 
+/// The inbox of a channel; `None` for one that was closed, whose late frames are ignored.
+fn inbox(shared: &Shared, channel: u16) -> Result<Option<Arc<dyn Inbox>>> {
+    match shared.addressee(channel) {
+        Addressee::Channel(inbox) => Ok(Some(inbox)),
+        Addressee::Nobody => Ok(None),
+        Addressee::Unknown => Err(Error::protocol(
+            ReplyCode::ChannelError,
+            format!("a frame on channel {channel}, which was never opened"),
+        )),
+    }
+}
+
+/// Confirms are for the channel's publisher.
+const NO_CONSUMER: &[u8] = &[];
+
 const DELIVER: (u16, u16) = (BasicDeliver::CLASS, BasicDeliver::METHOD);
 
 /// Class and method id of the methods that a content follows, as far as a client may get them.
@@ -341,21 +342,20 @@ fn starts_content(payload: &[u8]) -> bool {
 }
 
 /// The method as a confirm; `None` when it is another one.
-fn confirmation(payload: &[u8]) -> Result<Option<Confirmation>> {
+fn confirmation(payload: &[u8]) -> Option<Result<Confirmation>> {
     const ACK: (u16, u16) = (BasicAck::CLASS, BasicAck::METHOD);
     const NACK: (u16, u16) = (BasicNack::CLASS, BasicNack::METHOD);
-    let (number, multiple, acked) = match ids(payload) {
+    let confirmation =
+        |number, multiple, acked| Confirmation { first: number, last: number, multiple, acked };
+    match ids(payload) {
         Some(ACK) => {
-            let ack: BasicAck = fields(payload)?;
-            (ack.delivery_tag, ack.multiple, true)
+            Some(fields(payload).map(|ack: BasicAck| confirmation(ack.delivery_tag, ack.multiple, true)))
         }
         Some(NACK) => {
-            let nack: BasicNack = fields(payload)?;
-            (nack.delivery_tag, nack.multiple, false)
+            Some(fields(payload).map(|nack: BasicNack| confirmation(nack.delivery_tag, nack.multiple, false)))
         }
-        _ => return Ok(None),
-    };
-    Ok(Some(Confirmation { first: number, last: number, multiple, acked }))
+        _ => None,
+    }
 }
 
 /// The fields of a method that is known by its ids.

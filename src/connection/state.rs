@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    batch::Gathered,
+    batch::{Arrived, Gathered, Packs},
     events::{Event, Feeds},
     handshake::Negotiated,
     incoming::Incoming,
@@ -56,9 +56,12 @@ pub(crate) trait Inbox: Send + Sync {
     /// The peer broke the protocol; ends the connection.
     fn content(&self, content: Content) -> Result<()>;
 
-    /// Deliveries to one consumer, in order. Whoever gets something and sleeps is left in `woken`, to be woken by the
-    /// caller soon.
-    fn deliveries(&self, consumer_tag: &[u8], gathered: &mut Gathered, woken: &mut Vec<Waiter>);
+    /// These deliveries to one consumer, in order, are about to be handed over: from now on they may be settled. Who gets
+    /// them; `None` if nobody does.
+    fn accept(&self, consumer_tag: &[u8], arrived: &[Arrived]) -> Option<Accepted>;
+
+    /// This consumer gets its deliveries at once, before anything that comes after them is handed over.
+    fn is_immediate(&self, consumer_tag: &[u8]) -> bool;
 
     /// What the peer has confirmed, in order.
     fn confirmations(&self, confirmations: &[Confirmation], woken: &mut Vec<Waiter>);
@@ -71,6 +74,19 @@ pub(crate) trait Inbox: Send + Sync {
     /// # Errors
     /// What the channel was closed with, or what was not done.
     fn wind_down(self: Arc<Self>, step: Step, limit: Duration) -> Result<()>;
+}
+
+/// Who gets the deliveries to one consumer. Like an [`Inbox`], it must not wait.
+pub(crate) trait Recipient: Send + Sync {
+    /// Deliveries that were accepted in this epoch of the channel. Whoever gets something and sleeps is left in `woken`, to
+    /// be woken by the caller soon.
+    fn deliver(&self, epoch: u32, gathered: &mut Gathered, packs: &mut Packs, woken: &mut Vec<Waiter>);
+}
+
+/// Deliveries that an [`Inbox`] has accepted.
+pub(crate) struct Accepted {
+    pub(crate) recipient: Arc<dyn Recipient>,
+    pub(crate) epoch: u32,
 }
 
 /// Publishes that the peer has acked or nacked.

@@ -168,6 +168,19 @@ impl Parts {
         part(bytes, self.body, self.end)
     }
 
+    /// The same so many bytes further on in a buffer.
+    pub(crate) fn moved_up(self, by: usize) -> Parts {
+        let moved = |place: u32| place.saturating_add(by as u32);
+        Parts {
+            method: moved(self.method),
+            properties: moved(self.properties),
+            properties_end: moved(self.properties_end),
+            body: moved(self.body),
+            end: moved(self.end),
+            ..self
+        }
+    }
+
     /// The message alone in a buffer of its own, and where its parts are there.
     pub(crate) fn copy_out(self, bytes: &[u8]) -> (Vec<u8>, Parts) {
         let (method, properties) = (self.method(bytes), self.properties(bytes));

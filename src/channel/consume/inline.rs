@@ -20,8 +20,9 @@ use crate::{
         delivery::{Delivery, Envelope, Pack, envelope, text},
     },
     connection::{
-        batch::{Arrived, Batch},
+        batch::{Arrived, Batch, Gathered, Packs},
         outgoing::Urgency,
+        state::Recipient,
     },
     error::{Error, HandlerError, HandlerFailure, Result},
     protocol::{
@@ -31,7 +32,7 @@ use crate::{
         value::FieldTable,
         wire::ShortStr,
     },
-    sync::{Latch, lock, waits_never},
+    sync::{Latch, Waiter, lock, waits_never},
 };
 
 /// A message in the reader's buffer, as an [`InlineHandler`] gets it.
@@ -406,9 +407,17 @@ enum Slot {
     Ended,
 }
 
+impl Recipient for Inline {
+    fn deliver(&self, epoch: u32, gathered: &mut Gathered, _: &mut Packs, woken: &mut Vec<Waiter>) {
+        // Nobody's wake-up has to wait for a handler.
+        woken.drain(..).for_each(Waiter::wake);
+        self.handle(epoch, gathered.batch());
+    }
+}
+
 impl Inline {
     /// The reader's: handles what has come.
-    pub(super) fn deliver(&self, epoch: u32, batch: &Batch) {
+    fn handle(&self, epoch: u32, batch: &Batch) {
         let mut slot = lock(&self.handler);
         let mut handler = match std::mem::replace(&mut *slot, Slot::Out) {
             Slot::Here(handler) => handler,

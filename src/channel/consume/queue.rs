@@ -15,8 +15,9 @@ use crate::{
         delivery::Pack,
     },
     connection::{
-        batch::{Arrived, Batch},
+        batch::{Arrived, Gathered, Packs},
         outgoing::Urgency,
+        state::Recipient,
     },
     error::{Error, Result},
     protocol::{
@@ -87,20 +88,9 @@ pub(super) enum Taken {
     End(Option<Error>),
 }
 
-impl DeliveryQueue {
-    pub(in crate::channel) fn new(core: Arc<Core>, tag: &str, no_ack: bool) -> DeliveryQueue {
-        DeliveryQueue {
-            core,
-            tag: tag.into(),
-            no_ack,
-            for_handlers: AtomicBool::new(false),
-            told_cancelled: AtomicBool::new(false),
-            state: Mutex::default(),
-        }
-    }
-
-    /// Whoever sleeps is left in `woken`.
-    pub(super) fn put(&self, epoch: u32, batch: Arc<Batch>, woken: &mut Vec<Waiter>) {
+impl Recipient for DeliveryQueue {
+    fn deliver(&self, epoch: u32, gathered: &mut Gathered, packs: &mut Packs, woken: &mut Vec<Waiter>) {
+        let batch = gathered.keep(packs);
         let size = batch.size();
         let pack = Pack { batch, channel: self.core.clone(), epoch, no_ack: self.no_ack };
         let queued = Queued { pack: Arc::new(pack), next: 0, size };
@@ -112,6 +102,19 @@ impl DeliveryQueue {
         }
         state.queued.push_back(queued);
         woken.extend(state.waiting.take());
+    }
+}
+
+impl DeliveryQueue {
+    pub(in crate::channel) fn new(core: Arc<Core>, tag: &str, no_ack: bool) -> DeliveryQueue {
+        DeliveryQueue {
+            core,
+            tag: tag.into(),
+            no_ack,
+            for_handlers: AtomicBool::new(false),
+            told_cancelled: AtomicBool::new(false),
+            state: Mutex::default(),
+        }
     }
 
     /// Moves all that is there to `taken`; leaves the waiter if there is nothing.

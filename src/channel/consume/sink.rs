@@ -10,9 +10,12 @@ use std::{
 use super::{inline::Inline, queue::DeliveryQueue};
 use crate::{
     channel::Core,
-    connection::{batch::Gathered, events::Event},
+    connection::{
+        batch::Arrived,
+        events::Event,
+        state::{Accepted, Recipient},
+    },
     error::{Error, Result, Scope},
-    sync::Waiter,
 };
 
 /// What the channel knows of a consumer.
@@ -49,6 +52,13 @@ impl Sink {
         match self {
             Sink::Queue(queue) => &queue.tag,
             Sink::Inline(inline) => &inline.tag,
+        }
+    }
+
+    fn recipient(&self) -> Arc<dyn Recipient> {
+        match self {
+            Sink::Queue(queue) => queue.clone(),
+            Sink::Inline(inline) => inline.clone(),
         }
     }
 
@@ -140,30 +150,25 @@ impl Core {
 
     /// The reader's: deliveries for a consumer. Those for a tag that is unknown, or not known any
     /// more, are ignored; the broker gets them back when the channel is closed.
-    pub(in crate::channel) fn delivered(
+    pub(in crate::channel) fn accept_deliveries(
         &self,
         consumer_tag: &[u8],
-        gathered: &mut Gathered,
-        woken: &mut Vec<Waiter>,
-    ) {
+        arrived: &[Arrived],
+    ) -> Option<Accepted> {
         let mut guard = self.lock();
         let state = &mut *guard;
-        let Some(sink) = state.consumers.get(consumer_tag).cloned() else { return };
+        let sink = state.consumers.get(consumer_tag)?;
         if !sink.no_ack() {
-            for arrived in &gathered.batch().deliveries {
+            for arrived in arrived {
                 state.unacked.insert(arrived.delivery_tag);
             }
         }
-        let epoch = state.epoch;
-        drop(guard);
-        match sink {
-            Sink::Queue(queue) => queue.put(epoch, gathered.keep(), woken),
-            Sink::Inline(inline) => {
-                // Nobody's wake-up has to wait for a handler.
-                woken.drain(..).for_each(Waiter::wake);
-                inline.deliver(epoch, gathered.batch());
-            }
-        }
+        Some(Accepted { recipient: sink.recipient(), epoch: state.epoch })
+    }
+
+    /// The reader's: this consumer is an inline one.
+    pub(in crate::channel) fn has_inline_consumer(&self, consumer_tag: &[u8]) -> bool {
+        matches!(self.lock().consumers.get(consumer_tag), Some(Sink::Inline(_)))
     }
 
     /// The reader's: the broker has confirmed that a consumer is cancelled.

@@ -1,49 +1,176 @@
-//! What one read brings for one consumer, or for one channel's publisher, is gathered and handed over at once.
+//! What one read brings for consumers and publishers is gathered for each of them, and handed over together, so that a
+//! message costs the same whether it comes alone or among those for others.
+//!
+//! The order that is kept: what is for one of them comes in its order; deliveries are handed over before confirms; a
+//! delivery can be settled from the moment on in which a later one on its channel can be seen, so that an ack of many
+//! covers what it must; and before an inline consumer gets a message everything that came before is handed over.
 
-use std::{ops::Range, sync::Arc};
+use std::{mem, ops::Range, sync::Arc};
 
 use crate::{
     connection::{
-        batch::{Arrived, Gathered},
-        state::{Confirmation, Inbox},
+        batch::{Arrived, Gathered, Packs},
+        state::{Accepted, Confirmation, Inbox},
     },
+    error::Result,
     protocol::content::Content,
     sync::Waiter,
 };
 
-/// After so many deliveries whoever sleeps is woken, also in the middle of what was read.
+/// After so many deliveries they are handed over and whoever sleeps is woken, also in the middle of what was read.
 const WAKE_AFTER: usize = 512;
 
-/// Deliveries in a row to one consumer, or confirms in a row for one channel: only one of both at a time.
+/// Where many take turns, each has got about so many by then: a batch of few would cost more than what is in it.
+const EACH: usize = 64;
+
+/// For so many something is gathered at a time. A read has room for few messages to more of them.
+const MOST: usize = 4096;
+
+/// The memory of so many is used again.
+const SPARE: usize = 16;
+
+/// What has come for each consumer, and for each channel's publisher, since something else came.
 #[derive(Default)]
 pub(super) struct Run {
-    /// The channel and its inbox, as long as nothing but deliveries and confirms came for it in this read.
-    target: Option<(u16, Arc<dyn Inbox>)>,
-    consumer_tag: Vec<u8>,
-    gathered: Gathered,
-    confirmations: Vec<Confirmation>,
+    open: Vec<Open>,
+    /// The places in `open`, ordered by what is there.
+    ordered: Vec<u32>,
+    /// Who got something last.
+    current: usize,
+    /// The places of those who have deliveries, and confirms, that were not handed over.
+    with_deliveries: Vec<usize>,
+    with_confirmations: Vec<usize>,
+    /// So many deliveries were not handed over.
+    gathered: usize,
+    packs: Packs,
+    spare: Vec<Open>,
     /// Those who have got something, to be woken at the end of the read: a wake-up costs more than what it is for.
     woken: Vec<Waiter>,
     since_woken: usize,
 }
 
+/// A consumer, or (with an empty tag, which none has) a channel's publisher.
+#[derive(Default)]
+struct Open {
+    channel: u16,
+    consumer_tag: Vec<u8>,
+    /// The channel's: it is the same as long as nothing but deliveries and confirms came.
+    inbox: Option<Arc<dyn Inbox>>,
+    /// See [`Inbox::is_immediate`]; `None` until there is somebody else.
+    immediate: Option<bool>,
+    gathered: Gathered,
+    confirmations: Vec<Confirmation>,
+    accepted: Option<Accepted>,
+}
+
+impl Open {
+    #[inline]
+    fn is(&self, channel: u16, consumer_tag: &[u8]) -> bool {
+        self.channel == channel && self.consumer_tag == consumer_tag
+    }
+
+    fn is_immediate(&mut self) -> bool {
+        let Open { consumer_tag, inbox, immediate, .. } = self;
+        let ask = || inbox.as_ref().is_some_and(|inbox| inbox.is_immediate(consumer_tag));
+        *immediate.get_or_insert_with(ask)
+    }
+}
+
 impl Run {
+    /// The channel is known to be open.
     pub(super) fn is_for(&self, channel: u16) -> bool {
-        self.target.as_ref().is_some_and(|(target, _)| *target == channel)
+        self.open.get(self.current).is_some_and(|open| open.channel == channel)
     }
 
-    /// What comes from now on is for this channel.
-    pub(super) fn turn_to(&mut self, channel: u16, inbox: Arc<dyn Inbox>) {
-        self.end();
-        self.target = Some((channel, inbox));
-        self.consumer_tag.clear();
+    /// What comes from now on is for this consumer, or with an empty tag for its channel's publisher; false if the channel
+    /// is closed. `inbox` looks the channel up.
+    #[inline]
+    pub(super) fn turn_to(
+        &mut self,
+        channel: u16,
+        consumer_tag: &[u8],
+        inbox: impl FnOnce() -> Result<Option<Arc<dyn Inbox>>>,
+    ) -> Result<bool> {
+        if self.open.get(self.current).is_some_and(|open| open.is(channel, consumer_tag)) {
+            return Ok(true);
+        }
+        if self.open.len() >= MOST {
+            self.end();
+        }
+        let place = match self.place_of(channel, consumer_tag) {
+            Some(place) => place,
+            None => {
+                let Some(inbox) = inbox()? else { return Ok(false) };
+                self.add(channel, consumer_tag, inbox)
+            }
+        };
+        self.turn_to_place(place);
+        Ok(true)
     }
 
-    /// What was gathered is handed over, and the channel is to be looked up again: it may be closed by then.
-    pub(super) fn end(&mut self) -> Option<Arc<dyn Inbox>> {
-        self.hand_over_deliveries();
-        self.hand_over_confirmations();
-        self.target.take().map(|(_, inbox)| inbox)
+    fn place_of(&self, channel: u16, consumer_tag: &[u8]) -> Option<usize> {
+        // Where several take turns, it is mostly the one who came next before.
+        let next = self.current + 1;
+        [if next < self.open.len() { next } else { 0 }]
+            .into_iter()
+            .find(|place| self.open.get(*place).is_some_and(|open| open.is(channel, consumer_tag)))
+            .or_else(|| {
+                self.ordered.get(self.search(channel, consumer_tag).ok()?).map(|place| *place as usize)
+            })
+    }
+
+    fn search(&self, channel: u16, consumer_tag: &[u8]) -> Result<usize, usize> {
+        self.ordered.binary_search_by(|place| {
+            let open = self.open.get(*place as usize);
+            open.map(|open| (open.channel, &open.consumer_tag[..])).cmp(&Some((channel, consumer_tag)))
+        })
+    }
+
+    fn add(&mut self, channel: u16, consumer_tag: &[u8], inbox: Arc<dyn Inbox>) -> usize {
+        let place = self.open.len();
+        if let Err(at) = self.search(channel, consumer_tag) {
+            self.ordered.insert(at, place as u32);
+        }
+        let mut open = self.spare.pop().unwrap_or_default();
+        open.channel = channel;
+        open.consumer_tag.extend_from_slice(consumer_tag);
+        open.inbox = Some(inbox);
+        self.open.push(open);
+        place
+    }
+
+    fn turn_to_place(&mut self, place: usize) {
+        if self.open.len() > 1 {
+            let immediate = |open: Option<&mut Open>| open.is_some_and(Open::is_immediate);
+            if immediate(self.open.get_mut(self.current)) || immediate(self.open.get_mut(place)) {
+                self.hand_over();
+            }
+        }
+        self.current = place;
+        if let Some(open) = self.open.get_mut(place) {
+            open.gathered.interrupt();
+        }
+    }
+
+    /// Everything is handed over, and the channels are to be looked up again: they may be closed by then.
+    pub(super) fn end(&mut self) {
+        if self.open.is_empty() {
+            return;
+        }
+        self.hand_over();
+        let room = SPARE.saturating_sub(self.spare.len());
+        for mut open in self.open.drain(..).take(room) {
+            open.consumer_tag.clear();
+            open.inbox = None;
+            open.immediate = None;
+            self.spare.push(open);
+        }
+        self.ordered.clear();
+        self.current = 0;
+        for places in [&mut self.with_deliveries, &mut self.with_confirmations] {
+            places.shrink_to(MOST / 16);
+        }
+        self.open.shrink_to(MOST / 16);
     }
 
     /// The end of a read.
@@ -53,19 +180,12 @@ impl Run {
     }
 
     pub(super) fn confirmed(&mut self, next: Confirmation) {
-        self.hand_over_deliveries();
-        if !self.confirmations.last_mut().is_some_and(|last| last.extend(next)) {
-            self.confirmations.push(next);
+        let Some(open) = self.open.get_mut(self.current) else { return };
+        if open.confirmations.is_empty() {
+            self.with_confirmations.push(self.current);
         }
-    }
-
-    /// What comes from now on is for this consumer.
-    pub(super) fn deliver_to(&mut self, consumer_tag: &[u8]) {
-        self.hand_over_confirmations();
-        if self.consumer_tag != consumer_tag {
-            self.hand_over_deliveries();
-            self.consumer_tag.clear();
-            self.consumer_tag.extend_from_slice(consumer_tag);
+        if !open.confirmations.last_mut().is_some_and(|last| last.extend(next)) {
+            open.confirmations.push(next);
         }
     }
 
@@ -77,44 +197,277 @@ impl Run {
         message: &Range<usize>,
         arrived: impl FnOnce(usize) -> Arrived,
     ) {
-        if !self.gathered.fits(message) {
-            self.hand_over_deliveries();
+        if self.open.get(self.current).is_some_and(|open| !open.gathered.fits(message)) {
+            self.hand_over();
         }
-        self.gathered.add(buffer, message, arrived);
-        if self.gathered.is_full() {
-            self.hand_over_deliveries();
+        let Some(open) = self.open.get_mut(self.current) else { return };
+        if open.gathered.deliveries().is_empty() {
+            self.with_deliveries.push(self.current);
+        }
+        open.gathered.add(buffer, message, arrived);
+        self.gathered += 1;
+        if open.gathered.is_full() || self.gathered >= WAKE_AFTER.max(EACH * self.with_deliveries.len()) {
+            self.hand_over();
         }
     }
 
     /// A message that was put together from pieces.
     pub(super) fn assembled(&mut self, content: Content, delivery_tag: u64, redelivered: bool) {
-        self.hand_over_deliveries();
-        self.gathered.put(content, delivery_tag, redelivered);
-        self.hand_over_deliveries();
+        self.hand_over();
+        let Some(open) = self.open.get_mut(self.current) else { return };
+        open.gathered.put(content, delivery_tag, redelivered);
+        self.with_deliveries.push(self.current);
+        self.gathered += 1;
+        self.hand_over();
     }
 
-    fn hand_over_confirmations(&mut self) {
-        if self.confirmations.is_empty() {
-            return;
+    fn hand_over(&mut self) {
+        let Run { open, with_deliveries, with_confirmations, packs, woken, .. } = self;
+        // All before any: see the head of this file.
+        for place in with_deliveries.iter() {
+            let Some(open) = open.get_mut(*place) else { continue };
+            let Open { inbox, consumer_tag, gathered, .. } = open;
+            open.accepted =
+                inbox.as_ref().and_then(|inbox| inbox.accept(consumer_tag, gathered.deliveries()));
         }
-        if let Some((_, inbox)) = &self.target {
-            inbox.confirmations(&self.confirmations, &mut self.woken);
+        for place in with_deliveries.drain(..) {
+            let Some(open) = open.get_mut(place) else { continue };
+            if let Some(Accepted { recipient, epoch }) = open.accepted.take() {
+                recipient.deliver(epoch, &mut open.gathered, packs, woken);
+            }
+            open.gathered.clear();
         }
-        self.confirmations.clear();
-    }
-
-    fn hand_over_deliveries(&mut self) {
-        let deliveries = self.gathered.len();
-        if deliveries == 0 {
-            return;
+        for place in with_confirmations.drain(..) {
+            let Some(Open { inbox, confirmations, .. }) = open.get_mut(place) else { continue };
+            if let Some(inbox) = inbox {
+                inbox.confirmations(confirmations, woken);
+            }
+            confirmations.clear();
         }
-        if let Some((_, inbox)) = &self.target {
-            inbox.deliveries(&self.consumer_tag, &mut self.gathered, &mut self.woken);
-        }
-        self.gathered.clear();
-        self.since_woken += deliveries;
+        self.since_woken += mem::take(&mut self.gathered);
         if self.since_woken >= WAKE_AFTER {
             self.wake();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        connection::{batch::Batch, shutdown::Step, state::Recipient},
+        error::Error,
+        protocol::{content::Parts, spec::Method},
+    };
+    use std::{collections::BTreeMap, sync::Mutex, time::Duration};
+
+    /// Writes down what it gets. Consumers whose tag begins with `!` are immediate, one named `gone` is not there.
+    #[derive(Default)]
+    struct Log(Arc<Mutex<Vec<String>>>);
+
+    impl Log {
+        fn write(&self, line: String) {
+            self.0.lock().unwrap().push(line);
+        }
+    }
+
+    struct Writing(Arc<Log>, String, Mutex<Vec<Arc<Batch>>>);
+
+    impl Inbox for Log {
+        fn method(&self, _: Method<'_>, _: &[u8]) -> Result<()> {
+            Ok(())
+        }
+        fn content(&self, _: Content) -> Result<()> {
+            Ok(())
+        }
+        fn accept(&self, tag: &[u8], arrived: &[Arrived]) -> Option<Accepted> {
+            let tag = String::from_utf8_lossy(tag).into_owned();
+            let numbers: Vec<u64> = arrived.iter().map(|arrived| arrived.delivery_tag).collect();
+            self.write(format!("accept {tag} {numbers:?}"));
+            let recipient = Arc::new(Writing(Arc::new(Log(self.0.clone())), tag.clone(), Mutex::default()));
+            (tag != "gone").then_some(Accepted { recipient, epoch: 0 })
+        }
+        fn is_immediate(&self, tag: &[u8]) -> bool {
+            tag.starts_with(b"!")
+        }
+        fn confirmations(&self, confirmations: &[Confirmation], _: &mut Vec<Waiter>) {
+            let numbers: Vec<_> = confirmations.iter().map(|row| (row.first, row.last)).collect();
+            self.write(format!("confirm {numbers:?}"));
+        }
+        fn fail(&self, _: &Error) {}
+        fn wind_down(self: Arc<Self>, _: Step, _: Duration) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Recipient for Writing {
+        fn deliver(&self, _: u32, gathered: &mut Gathered, packs: &mut Packs, _: &mut Vec<Waiter>) {
+            let batch = gathered.keep(packs);
+            for arrived in &batch.deliveries {
+                let body = arrived.parts.body(batch.bytes());
+                let expected = body_of(arrived.delivery_tag, body.len());
+                assert!(body == expected, "the body of {} is another", arrived.delivery_tag);
+                self.0.write(format!("{} {}", self.1, arrived.delivery_tag));
+            }
+            // Kept for a while, so that memory is used again, and sometimes not.
+            let mut kept = self.2.lock().unwrap();
+            kept.push(batch);
+            if kept.len() > 10 {
+                kept.clear();
+            }
+        }
+    }
+
+    fn body_of(number: u64, size: usize) -> Vec<u8> {
+        number.to_be_bytes().repeat(size / 8 + 1)[..size].to_vec()
+    }
+
+    struct Feeding {
+        run: Run,
+        log: Arc<Log>,
+        number: u64,
+    }
+
+    impl Feeding {
+        fn new() -> Feeding {
+            Feeding { run: Run::default(), log: Arc::default(), number: 0 }
+        }
+
+        fn turn_to(&mut self, channel: u16, tag: &str) {
+            let inbox: Arc<dyn Inbox> = self.log.clone();
+            assert!(self.run.turn_to(channel, tag.as_bytes(), || Ok(Some(inbox))).unwrap());
+        }
+
+        /// The next message, as it would lie in `buffer`.
+        fn deliver(&mut self, channel: u16, tag: &str, buffer: &Arc<Vec<u8>>, message: Range<usize>) {
+            self.number += 1;
+            let delivery_tag = self.number;
+            self.turn_to(channel, tag);
+            self.run.whole(buffer, &message, |first| {
+                let body = message.start - first..message.end - first;
+                let parts = Parts::apart(body.start..body.start, body.start..body.start, body);
+                Arrived { parts, delivery_tag, redelivered: false }
+            });
+        }
+
+        /// One message of each of these sizes for each of these consumers, out of one buffer, with a gap before each.
+        fn deliver_all(&mut self, messages: &[(u16, &str, usize)]) {
+            let (mut bytes, mut places) = (Vec::new(), Vec::new());
+            for (number, (_, _, size)) in (self.number + 1..).zip(messages) {
+                bytes.extend_from_slice(b"gap");
+                places.push(bytes.len()..bytes.len() + size);
+                bytes.extend_from_slice(&body_of(number, *size));
+            }
+            let buffer = Arc::new(bytes);
+            for ((channel, tag, _), place) in messages.iter().zip(places) {
+                self.deliver(*channel, tag, &buffer, place);
+            }
+        }
+
+        fn confirm(&mut self, channel: u16, number: u64) {
+            self.turn_to(channel, "");
+            self.run.confirmed(Confirmation { first: number, last: number, multiple: false, acked: true });
+        }
+
+        fn logged(&mut self) -> Vec<String> {
+            self.run.end();
+            mem::take(&mut self.log.0.lock().unwrap())
+        }
+    }
+
+    #[test]
+    fn all_are_accepted_before_any_is_handed_over_and_confirms_come_last() {
+        let mut feeding = Feeding::new();
+        feeding.confirm(1, 7);
+        feeding.deliver_all(&[(1, "a", 10), (1, "b", 10), (1, "a", 10)]);
+        feeding.confirm(1, 8);
+        feeding.deliver_all(&[(1, "gone", 10), (1, "b", 10), (1, "a", 10)]);
+        feeding.confirm(1, 10);
+        let expected = [
+            "accept a [1, 3, 6]",
+            "accept b [2, 5]",
+            "accept gone [4]",
+            "a 1",
+            "a 3",
+            "a 6",
+            "b 2",
+            "b 5",
+            "confirm [(7, 8), (10, 10)]",
+        ];
+        assert_eq!(feeding.logged(), expected);
+        assert!(feeding.logged().is_empty());
+    }
+
+    #[test]
+    fn immediate_consumers_get_theirs_in_the_order_of_all() {
+        let mut feeding = Feeding::new();
+        feeding.confirm(1, 1);
+        let some = [
+            (1, "!a", 10),
+            (1, "!a", 10),
+            (1, "!b", 10),
+            (1, "!a", 10),
+            (1, "c", 10),
+            (1, "d", 10),
+            (1, "c", 10),
+        ];
+        feeding.deliver_all(&some);
+        feeding.deliver_all(&[(1, "!b", 10), (1, "c", 10)]);
+        let mut logged = feeding.logged();
+        logged.retain(|line| !line.starts_with("accept"));
+        let expected =
+            ["confirm [(1, 1)]", "!a 1", "!a 2", "!b 3", "!a 4", "c 5", "c 7", "d 6", "!b 8", "c 9"];
+        assert_eq!(logged, expected);
+    }
+
+    /// Whoever gets what, and however large it is: nothing is lost, mixed up, or out of order.
+    #[test]
+    fn each_gets_its_own_in_its_order() {
+        let mut random = fastrand::Rng::with_seed(5);
+        let tags: Vec<String> =
+            (0..40).map(|number| format!("{}{number}", if number % 13 == 5 { "!" } else { "" })).collect();
+        let sizes = [0, 1, 16, 16, 16, 100, 1000, 4000, 5000, 30_000, 64_000, 70_000];
+        for round in 0..12 {
+            let mut feeding = Feeding::new();
+            let (consumers, longest) = (1 + random.usize(..tags.len()), 1 + random.usize(..8));
+            let mut expected: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+            let mut lines = Vec::new();
+            for _ in 0..4 {
+                let mut messages = Vec::new();
+                while messages.len() < 300 {
+                    let tag = &tags[random.usize(..consumers)][..];
+                    let largest = if round % 3 == 0 { 7 } else { sizes.len() };
+                    for _ in 0..1 + random.usize(..longest) {
+                        let number = feeding.number + messages.len() as u64 + 1;
+                        expected.entry(tag.to_owned()).or_default().push(number);
+                        // A message has a method, whatever its size.
+                        messages.push((random.u16(1..3), tag, 1 + sizes[random.usize(..largest)]));
+                    }
+                }
+                // The same consumers are on the same channels.
+                messages.iter_mut().for_each(|message| message.0 = message.1.len() as u16 % 2 + 1);
+                feeding.deliver_all(&messages);
+                lines.extend(feeding.logged());
+            }
+            let mut got: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+            for line in lines.iter().filter(|line| !line.starts_with("accept")) {
+                let (tag, number) = line.split_once(' ').unwrap();
+                got.entry(tag.to_owned()).or_default().push(number.parse().unwrap());
+            }
+            assert_eq!(got, expected);
+        }
+    }
+
+    /// More consumers than anything is gathered for at a time, and what is kept of them afterwards.
+    #[test]
+    fn however_many_there_are_memory_is_bounded() {
+        let mut feeding = Feeding::new();
+        let tags: Vec<String> = (0..2 * MOST + 100).map(|number| format!("consumer {number}")).collect();
+        let messages: Vec<_> = tags.iter().map(|tag| (1, &tag[..], 10)).collect();
+        feeding.deliver_all(&messages);
+        assert!(feeding.run.open.len() < MOST);
+        let delivered = feeding.logged().into_iter().filter(|line| !line.starts_with("accept")).count();
+        assert_eq!(delivered, messages.len());
+        assert!(feeding.run.spare.len() <= SPARE && feeding.run.open.capacity() <= MOST / 16);
     }
 }
