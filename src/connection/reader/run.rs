@@ -309,6 +309,10 @@ mod tests {
                 assert!(body == expected, "the body of {} is another", arrived.delivery_tag);
                 self.0.write(format!("{} {}", self.1, arrived.delivery_tag));
             }
+            // What is for others, and small, is not kept with it.
+            let own: usize =
+                batch.deliveries.iter().map(|arrived| arrived.parts.body(batch.bytes()).len()).sum();
+            assert!(own > 64 * 1024 || batch.bytes().len() <= own + GAP.len() * batch.deliveries.len());
             // Kept for a while, so that memory is used again, and sometimes not.
             let mut kept = self.2.lock().unwrap();
             kept.push(batch);
@@ -317,6 +321,9 @@ mod tests {
             }
         }
     }
+
+    /// Lies before each message.
+    const GAP: &[u8] = b"gap";
 
     fn body_of(number: u64, size: usize) -> Vec<u8> {
         number.to_be_bytes().repeat(size / 8 + 1)[..size].to_vec()
@@ -354,7 +361,7 @@ mod tests {
         fn deliver_all(&mut self, messages: &[(u16, &str, usize)]) {
             let (mut bytes, mut places) = (Vec::new(), Vec::new());
             for (number, (_, _, size)) in (self.number + 1..).zip(messages) {
-                bytes.extend_from_slice(b"gap");
+                bytes.extend_from_slice(GAP);
                 places.push(bytes.len()..bytes.len() + size);
                 bytes.extend_from_slice(&body_of(number, *size));
             }
