@@ -102,7 +102,7 @@ fn deliver_in_turn(peer: &mut Peer, consumers: usize) {
 
 #[divan::bench(args = [1, 10, 100, 1000], sample_size = 10_000, sample_count = 20)]
 fn next_in_turn(bencher: Bencher<'_, '_>, consumers: usize) {
-    let (_script, _connection, channel) = channel(move |peer| deliver_in_turn(peer, consumers));
+    let (_script, connection, channel) = channel(move |peer| deliver_in_turn(peer, consumers));
     let mut consumers: Vec<_> = (0..consumers)
         .map(|number| {
             let tag = number.to_string();
@@ -114,6 +114,8 @@ fn next_in_turn(bencher: Bencher<'_, '_>, consumers: usize) {
         turn = (turn + 1) % number;
         consumers.get_mut(turn).unwrap().next().unwrap().unwrap().body().len()
     });
+    // The peer answers no cancel.
+    drop(connection.close());
 }
 
 /// Sends messages in ascending order for ever, and reads whatever the client says.
