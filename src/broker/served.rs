@@ -24,8 +24,8 @@ use crate::{
         content,
         frame::{self, FrameKind},
         spec::{
-            BasicAck, BasicCancel, BasicDeliver, BasicNack, BasicReturn, ChannelClose, ConnectionClose,
-            MethodBody,
+            BasicAck, BasicCancel, BasicDeliver, BasicNack, BasicRecoverOk, BasicReturn, ChannelClose,
+            ConnectionClose, MethodBody, TxCommitOk,
         },
         wire::ShortStr,
     },
@@ -349,6 +349,8 @@ impl Turn<'_> {
             Effect::Confirm { channel, delivery_tag, accepted } => {
                 self.confirm(channel, delivery_tag, accepted)
             }
+            Effect::Recovered { channel } => self.method(channel, &BasicRecoverOk {}),
+            Effect::Committed { channel } => self.method(channel, &TxCommitOk {}),
             Effect::Cancel { channel, consumer_tag } => {
                 let port = self.state.ports.get(&channel.session);
                 if port.is_some_and(|port| port.presence.takes_cancels()) {

@@ -34,6 +34,12 @@ pub struct Channel {
     /// Settled in a transaction that may be rolled back.
     settled: Vec<u64>,
     in_transaction: bool,
+    /// The transaction has publishes.
+    publishes: bool,
+    /// The transaction has acks.
+    acks: bool,
+    /// Transactions of this channel have publishes or acks, not both: see [`Channel::may`].
+    pub apart: bool,
     /// The number of the last publish, in confirm mode.
     published: Option<u64>,
     unconfirmed: BTreeSet<u64>,
@@ -220,6 +226,22 @@ impl Channel {
         true
     }
 
+    /// Whether this operation is to be done. RabbitMQ's classic queues prefer acks to everything else that waits for
+    /// them, so of a transaction with both the acks, or some of them, may come before the publishes.
+    pub fn may(&mut self, verb: &str) -> bool {
+        let (same, other) = match verb {
+            "publish" => (&mut self.publishes, self.acks),
+            "ack" => (&mut self.acks, self.publishes),
+            _ => return true,
+        };
+        let may = !(self.apart && other);
+        *same |= self.in_transaction && may;
+        if !may {
+            self.lines.push(format!("no {verb} in this transaction"));
+        }
+        may
+    }
+
     /// Counts a publish, if they are counted.
     pub fn publish(&mut self) {
         if let Some(last) = &mut self.published {
@@ -256,6 +278,7 @@ impl Channel {
     /// Writes an answer down, and what it means for this channel.
     pub fn answered(&mut self, received: &Received, no_ack: bool) {
         let arguments = &received.arguments;
+        let mut place = self.lines.len();
         match received.method {
             GET_OK => {
                 if !no_ack {
@@ -271,8 +294,22 @@ impl Channel {
             CANCEL_OK => drop(self.no_ack.remove(arguments.text(0))),
             CONFIRM_SELECT_OK => self.published = self.published.or(Some(0)),
             TX_SELECT_OK => self.in_transaction = true,
-            TX_COMMIT_OK => self.settled.clear(),
+            TX_COMMIT_OK => {
+                self.settled.clear();
+                // RabbitMQ's channel answers when every queue has confirmed what it got. Deliveries may be on their way
+                // from the queues then: whether they come before the answer or after it is not defined. Without publishes
+                // the answer comes first.
+                self.acks = false;
+                if std::mem::take(&mut self.publishes) {
+                    place = self
+                        .lines
+                        .iter()
+                        .rposition(|line| !line.starts_with("deliver "))
+                        .map_or(0, |at| at + 1);
+                }
+            }
             TX_ROLLBACK_OK => {
+                (self.publishes, self.acks) = (false, false);
                 self.unacked.append(&mut self.settled);
                 self.unacked.sort_unstable();
             }
@@ -286,6 +323,6 @@ impl Channel {
                 Value::Bytes(bytes) => masked(&String::from_utf8_lossy(bytes)),
             })
             .collect();
-        self.lines.push(format!("{:?} {}", received.method, shown.join(" ")));
+        self.lines.insert(place, format!("{:?} {}", received.method, shown.join(" ")));
     }
 }

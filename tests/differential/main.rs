@@ -25,10 +25,11 @@ use std::{
     collections::BTreeMap,
     env, fs,
     net::SocketAddr,
+    panic::{self, AssertUnwindSafe},
     path::Path,
     sync::{Arc, PoisonError, RwLock},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use common::{
@@ -61,6 +62,8 @@ static RESTARTS: RwLock<()> = RwLock::new(());
 struct Pair {
     rabbitmq: Runner,
     own: Runner,
+    /// How many sequences ended where RabbitMQ crashed.
+    crashes: usize,
     _user: User,
 }
 
@@ -79,12 +82,19 @@ impl Pair {
             restart: Arc::new(move || restarted.restart()),
             wait: Arc::new(thread::sleep),
         };
-        Pair { rabbitmq: Runner::new(rabbitmq), own: Runner::new(own), _user: user }
+        Pair { rabbitmq: Runner::new(rabbitmq), own: Runner::new(own), crashes: 0, _user: user }
     }
 
-    /// Where the two differ, if they do and go on doing so.
-    fn difference(&mut self, sequence: &[String]) -> Option<String> {
-        self.difference_within(sequence, QUICK).and_then(|_| self.difference_within(sequence, THOROUGH))
+    /// Where the two differ, if they do and go on doing so; and how often RabbitMQ was asked until it said what the
+    /// broker in this process says. What is not defined in RabbitMQ differs from run to run there, and then one of
+    /// the runs is enough. What it never says stays a difference.
+    fn difference(&mut self, sequence: &[String]) -> (Option<String>, usize) {
+        let mut difference = None;
+        for (times, patience) in [QUICK, THOROUGH, THOROUGH, THOROUGH, THOROUGH].into_iter().enumerate() {
+            let Some(found) = self.difference_within(sequence, patience) else { return (None, times + 1) };
+            difference = Some(found);
+        }
+        (difference, 5)
     }
 
     fn difference_within(&mut self, sequence: &[String], patience: Patience) -> Option<String> {
@@ -98,6 +108,7 @@ impl Pair {
         let at = (0..sequence.len()).find(|&at| rabbitmq.get(at) != own.get(at))?;
         if is_crash(&sequence[at], &rabbitmq[at]) {
             say(&format!("RabbitMQ has crashed at {:?}", sequence[at]));
+            self.crashes += 1;
             return None;
         }
         let shown = |transcript: &[Vec<String>]| {
@@ -140,29 +151,75 @@ fn number(variable: &str) -> Option<u64> {
     env::var(variable).ok().map(|text| text.parse().expect(variable))
 }
 
-/// Random sequences of operations. A difference is made as small as possible before it is shown.
+/// So many differences are made small, for so long each: there may be thousands of sequences left to run.
+const SHRUNK: usize = 5;
+const SHRINKING: Duration = Duration::from_secs(60);
+
+/// What came of the random sequences on one RabbitMQ.
+#[derive(Default)]
+struct Found {
+    differences: Vec<String>,
+    /// The seeds of the differences.
+    seeds: Vec<u64>,
+    /// The seeds of sequences that RabbitMQ was asked more than twice to run, and how often.
+    again: Vec<(u64, usize)>,
+}
+
+/// Random sequences of operations. A difference is made as small as possible before it is shown, and the rest is
+/// compared all the same.
 #[test]
 fn random_sequences_have_the_same_answers() {
     let count = number("LEVERET_SEQUENCES").unwrap_or(40);
     let first = number("LEVERET_SEED").unwrap_or(1);
     let reason = "what comes from a seed is compared with RabbitMQ";
-    on_each_rabbitmq_within(reason, Duration::from_secs(120 + 4 * count), |broker| {
+    let limit = Duration::from_secs(120 + 4 * count) + SHRINKING * 2 * SHRUNK as u32;
+    on_each_rabbitmq_within(reason, limit, |broker| {
         let mut pair = Pair::new(broker);
-        let mut differences = Vec::new();
+        let mut found = Found::default();
         for seed in first..first + count {
-            let sequence = sequence::random(seed);
-            if differences.len() < 5 && pair.difference(&sequence).is_some() {
-                let differs = |sequence: &[String]| pair.difference_within(sequence, THOROUGH).is_some();
-                let smallest = shrink::shrink(sequence, differs);
-                let difference = pair.difference(&smallest).unwrap_or_else(|| "not always".into());
+            let compared = AssertUnwindSafe(|| compare(&mut pair, seed, found.seeds.len() < SHRUNK));
+            let (difference, times) = panic::catch_unwind(compared).unwrap_or_else(|_| {
+                pair = Pair { crashes: pair.crashes, ..Pair::new(broker) };
+                pair.rabbitmq.clean_up(&sequence::random(seed));
+                (Some("it cannot be run".into()), 1)
+            });
+            if times > 2 {
+                found.again.push((seed, times));
+            }
+            if let Some(difference) = difference {
                 let difference = format!("seed {seed} on {}: {difference}", broker.name);
                 say(&difference);
-                differences.push(difference);
+                found.differences.push(difference);
+                found.seeds.push(seed);
             }
         }
+        let Found { differences, seeds, again } = found;
+        say(&format!(
+            "{}: {count} sequences from seed {first}, {} differences {seeds:?}; RabbitMQ crashed in {}; run more than \
+             twice (seed, times): {again:?}",
+            broker.name,
+            differences.len(),
+            pair.crashes,
+        ));
         assert!(differences.is_empty(), "{}", differences.join("\n"));
         Ok(())
     });
+}
+
+/// Where the sequence of this seed differs, and how often it was run.
+fn compare(pair: &mut Pair, seed: u64, small: bool) -> (Option<String>, usize) {
+    let sequence = sequence::random(seed);
+    let (difference, times) = pair.difference(&sequence);
+    if difference.is_none() || !small {
+        return (difference, times);
+    }
+    let started = Instant::now();
+    let differs = |sequence: &[String]| {
+        started.elapsed() < SHRINKING && pair.difference_within(sequence, THOROUGH).is_some()
+    };
+    let smallest = shrink::shrink(sequence, differs);
+    let (smaller, _) = pair.difference(&smallest);
+    (smaller.or(difference), times)
 }
 
 /// Every sequence that ever showed a difference, and some that somebody wrote.
@@ -176,7 +233,7 @@ fn kept_sequences_have_the_same_answers() {
         let mut differences = Vec::new();
         for file in &files {
             let sequence = sequence::parse(&fs::read_to_string(file).unwrap());
-            if let Some(difference) = pair.difference(&sequence) {
+            if let (Some(difference), _) = pair.difference(&sequence) {
                 differences.push(format!("{}: {difference}", file.display()));
             }
         }

@@ -117,6 +117,9 @@ fn properties(words: &Words<'_>) -> Vec<u8> {
 
 /// `at` is the number of the operation.
 pub fn perform(connection: &mut Connection, number: u16, at: usize, words: Words<'_>) {
+    if !connection.channel(number).may(words.0[0]) {
+        return;
+    }
     let table = words.table();
     let name = |index: usize| words.name(index);
     let (method, arguments): (Method, Vec<Value>) = match words.0[0] {
@@ -168,6 +171,7 @@ pub fn perform(connection: &mut Connection, number: u16, at: usize, words: Words
         connection.wire.send(number, CHANNEL_OPEN, args![""]);
     }
     connection.channel(number).answered(&received, words.has("no_ack"));
+    connection.channel(number).apart |= words.has("apart");
 }
 
 fn publish(connection: &mut Connection, number: u16, at: usize, words: Words<'_>) {

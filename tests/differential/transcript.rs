@@ -202,7 +202,8 @@ impl Runner {
         }
     }
 
-    fn clean_up(&mut self, sequence: &[String]) {
+    /// Leaves an empty virtual host.
+    pub fn clean_up(&mut self, sequence: &[String]) {
         // What belongs to a connection or a channel goes with it.
         self.connections.truncate(2);
         self.connections.iter_mut().for_each(|connection| connection.reopen(&self.target));

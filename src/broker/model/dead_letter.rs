@@ -85,16 +85,16 @@ pub(super) fn letter(
         }
     }
     fields.set_headers(&headers);
-    let (routing_keys, blind_copies) = match &to.routing_key {
-        Some(key) => (vec![key.clone()], 0),
-        None => (message.routing_keys.clone(), message.blind_copies),
+    let routing_keys = match &to.routing_key {
+        Some(key) => vec![key.clone()],
+        None => message.routing_keys.clone(),
     };
     let properties = fields.encode();
     let charge = memory.message(properties.len() + message.body.len());
     Message {
         exchange: to.exchange.clone(),
         routing_keys,
-        blind_copies,
+        blind_copies: message.blind_copies.clone(),
         properties,
         body: message.body.clone(),
         expiration: None,
@@ -205,20 +205,28 @@ fn note_beside(deaths: &mut Vec<Death>, message: &Message, queue: &Name, reason:
             death.count = death.count.saturating_add(1);
             death
         }
-        None => {
-            let open = message.routing_keys.len().saturating_sub(message.blind_copies);
-            Death {
-                queue: queue.clone(),
-                reason,
-                count: 1,
-                time,
-                exchange: message.exchange.clone(),
-                routing_keys: message.routing_keys.iter().take(open).cloned().collect(),
-                original_expiration: message.expiration,
-            }
-        }
+        None => Death {
+            queue: queue.clone(),
+            reason,
+            count: 1,
+            time,
+            exchange: message.exchange.clone(),
+            routing_keys: open_keys(message),
+            original_expiration: message.expiration,
+        },
     };
     deaths.insert(0, death);
+}
+
+/// The keys of a message that its death may show: each of `BCC` takes one away, the first that is like it.
+fn open_keys(message: &Message) -> Vec<Name> {
+    let mut keys = message.routing_keys.clone();
+    for blind in &message.blind_copies {
+        if let Some(place) = keys.iter().position(|key| key == blind) {
+            keys.remove(place);
+        }
+    }
+    keys
 }
 
 impl Death {

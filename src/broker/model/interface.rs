@@ -120,6 +120,24 @@ pub(crate) enum Effect {
     /// `basic.ack` or `basic.nack` for the publish with this number on a channel in confirm mode. Never
     /// multiple: whoever sends may gather.
     Confirm { channel: ChannelId, delivery_tag: u64, accepted: bool },
+    /// `basic.recover-ok`.
+    Recovered { channel: ChannelId },
+    /// `tx.commit-ok`.
+    Committed { channel: ChannelId },
     /// `basic.cancel`, which is for clients with the capability `consumer_cancel_notify` only.
     Cancel { channel: ChannelId, consumer_tag: Name },
+}
+
+impl Effect {
+    /// Where it is to be sent.
+    pub(super) fn channel(&self) -> ChannelId {
+        match self {
+            Effect::Deliver { channel, .. }
+            | Effect::Return { channel, .. }
+            | Effect::Confirm { channel, .. }
+            | Effect::Recovered { channel }
+            | Effect::Committed { channel }
+            | Effect::Cancel { channel, .. } => *channel,
+        }
+    }
 }

@@ -39,8 +39,8 @@ pub(super) struct Message {
     pub(super) exchange: Name,
     /// The one that it was published with, then those of `CC` and of `BCC`.
     pub(super) routing_keys: Vec<Name>,
-    /// How many of the keys, at the end, came from `BCC`.
-    pub(super) blind_copies: usize,
+    /// The keys that came from `BCC`. 4.x remembers them also when a dead letter has got another key.
+    pub(super) blind_copies: Vec<Name>,
     /// As they are delivered.
     pub(super) properties: Arc<[u8]>,
     pub(super) body: Arc<[u8]>,
@@ -270,12 +270,11 @@ pub(super) fn accept(
         }
     }
     let mut routing_keys = vec![Name::from(publish.routing_key)];
-    let mut blind_copies = 0;
+    let mut blind_copies = Vec::new();
     if let Some(headers) = fields.headers() {
         let copies = copies(&headers, "CC")?;
-        let blind = self::copies(&headers, "BCC")?;
-        blind_copies = blind.len();
-        routing_keys.extend(copies.into_iter().chain(blind));
+        blind_copies = self::copies(&headers, "BCC")?;
+        routing_keys.extend(copies.iter().chain(&blind_copies).cloned());
         if let Some(headers) = delivered_headers(&headers, emulate) {
             fields.set_headers(&headers);
             changed = true;

@@ -8,7 +8,7 @@
 //! - calls [`Vhost::tick`] with the virtual time before anything else that may depend on it, and again when
 //!   [`Vhost::next_deadline`] has come;
 //! - sends the answer of an operation *before* the effects that are taken after it, so that `consume-ok`
-//!   precedes deliveries. The exception is `tx.commit`, whose returns precede `commit-ok`;
+//!   precedes deliveries. The exceptions are `basic.recover` and `tx.commit`, whose answers are effects;
 //! - after a [`Refusal`] closes the channel ([`Vhost::close_channel`]) or the session, by its scope.
 //!
 //! Invariant: no I/O, no threads, no locks, no clock; time is an argument.

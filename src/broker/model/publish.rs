@@ -38,7 +38,9 @@ impl Vhost {
         let reply_to = reply_to.map(|consumer| &consumer.address);
         let accepted = accept(publish, user, may_impersonate, reply_to, self.settings.emulate, &self.memory)?;
         let Accepted { message, mandatory } = accepted;
+        let before = self.effects.len();
         let queues = self.route(&message);
+        let replies = self.effects.len() > before;
         let message = Arc::new(message);
         match &mut self.channel(channel)?.mode {
             Mode::Plain => {
@@ -57,6 +59,10 @@ impl Vhost {
                     transaction.publishes.push(uncommitted);
                 }
             }
+        }
+        // A direct reply counts as nobody, and its receiver may be this channel: it hears of the return first.
+        if replies && let Some(effects) = self.effects.get_mut(before..) {
+            effects.sort_by_key(|effect| !matches!(effect, Effect::Return { .. }));
         }
         self.send_letters();
         Ok(())
@@ -99,9 +105,14 @@ impl Vhost {
             let payload = message.payload();
             self.effects.push(Effect::Return { channel, code: ReplyCode::NoRoute, payload });
         }
+        let in_transaction =
+            self.channels.get(&channel).is_some_and(|channel| matches!(channel.mode, Mode::Transaction(_)));
         let mut accepted = true;
-        for queue in queues {
-            accepted &= self.enqueue(queue, message);
+        for name in queues {
+            // RabbitMQ's commit forgets what a quorum queue refuses.
+            let is_quorum = self.queues.get(name).is_some_and(|queue| queue.kind == QueueType::Quorum);
+            let is_forgotten = in_transaction && is_quorum;
+            accepted &= self.enqueue(name, message) || is_forgotten;
         }
         accepted
     }
@@ -216,9 +227,13 @@ impl Vhost {
         if let Some(queue) = self.queues.get_mut(name) {
             queue.watch_limit();
         }
-        let alone = self.queues.get(name).is_some_and(|queue| queue.ready.len() == 1);
-        // RabbitMQ looks at the head only when this message may have become it by itself. One of a higher
-        // priority, which takes the head from others, expires when something else happens there.
+        let is_head = |entry: &Entry| entry.sequence == sequence;
+        let alone = self.queues.get(name).is_some_and(|queue| match queue.kind {
+            QueueType::Quorum => queue.ready.head().is_some_and(is_head),
+            _ => queue.ready.len() == 1,
+        });
+        // RabbitMQ looks at the head only when this message may have become it by itself. In a classic queue one of a
+        // higher priority, which takes the head from others, expires when something else happens there.
         if (dropped || alone) && (expires || !(dropped && alone)) {
             self.expire_messages(name);
         }
@@ -228,6 +243,7 @@ impl Vhost {
     /// Says whether there was a message too many.
     pub(super) fn drop_surplus(&mut self, name: &Name) -> bool {
         let mut dropped = false;
+        let before = self.letters.len();
         while let Some(queue) = self.queues.get_mut(name) {
             if queue.overflow != Overflow::DropHead || !queue.is_over_limit() {
                 break;
@@ -235,6 +251,11 @@ impl Vhost {
             let Some(entry) = queue.ready.pop() else { break };
             self.give_up(name, &entry, Reason::MaxLength);
             dropped = true;
+        }
+        // What is too many at once a quorum queue sends the last one first.
+        let is_quorum = self.queues.get(name).is_some_and(|queue| queue.kind == QueueType::Quorum);
+        if let Some(letters) = self.letters.make_contiguous().get_mut(before..).filter(|_| is_quorum) {
+            letters.reverse();
         }
         dropped
     }

@@ -1,6 +1,6 @@
 //! The messages of a queue that wait for a consumer, in the order in which they will be delivered.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{cmp::Reverse, collections::VecDeque, time::Duration};
 
 use super::{
     ChannelId, Emulate, Name, Payload,
@@ -42,8 +42,10 @@ impl Entry {
         self.holder.as_ref().map(|holder| &holder.tag)
     }
 
-    pub(super) fn holder_attached(&self) -> Option<u64> {
-        self.holder.as_ref().map(|holder| holder.attached)
+    /// Consumers by their arrival, then those who fetched by their tags, which are texts.
+    pub(super) fn holder_place(&self) -> Option<(u64, Option<&Name>)> {
+        let holder = self.holder.as_deref()?;
+        Some(if holder.fetched { (u64::MAX, Some(&holder.tag)) } else { (holder.attached, None) })
     }
 
     /// What a consumer of such a queue gets: quorum queues say how often a message was delivered before, and those of
@@ -128,13 +130,15 @@ impl Ready {
         Some(entry)
     }
 
-    /// The level whose turn it is.
+    /// The level whose turn it is. The lower one leaves its turn to an older message of the upper one.
     fn next_level(&self) -> Option<usize> {
-        let is_lower_turn = self.turns == Some(UPPER_TURNS);
-        match self.levels.first() {
-            Some(lowest) if is_lower_turn && !lowest.is_empty() => Some(0),
-            _ => self.levels.iter().rposition(|level| !level.is_empty()),
+        let upper = self.levels.iter().rposition(|level| !level.is_empty())?;
+        if self.turns != Some(UPPER_TURNS) {
+            return Some(upper);
         }
+        let lower = self.levels.iter().position(|level| !level.is_empty())?;
+        let came = |level: usize| self.levels.get(level)?.front().map(|entry| entry.sequence);
+        Some(if came(lower) < came(upper) { lower } else { upper })
     }
 
     /// A new message: the last of its priority.
@@ -187,6 +191,13 @@ impl Ready {
         self.returned.iter().chain(self.levels.iter().rev().flatten())
     }
 
+    /// Puts messages that were out in the order in which they are given up together: the highest priority first.
+    pub(super) fn sort_by_level(&self, entries: &mut [Entry]) {
+        if self.turns.is_none() {
+            entries.sort_by_key(|entry| Reverse(self.level_of(entry)));
+        }
+    }
+
     /// Keeps what `keep` says.
     pub(super) fn retain(&mut self, keep: impl Fn(&Entry) -> bool) {
         for list in self.levels.iter_mut().chain([&mut self.returned]) {
@@ -201,15 +212,20 @@ impl Ready {
         self.bytes += entry.message.body.len();
     }
 
-    /// Priorities above the highest count as the highest.
     fn level(&mut self, entry: &Entry) -> Option<&mut VecDeque<Entry>> {
+        let level = self.level_of(entry);
+        self.levels.get_mut(level)
+    }
+
+    /// Priorities above the highest count as the highest.
+    fn level_of(&self, entry: &Entry) -> usize {
         let priority = entry.message.priority.unwrap_or(0);
         let highest = self.levels.len().saturating_sub(1);
         let level = match self.turns {
             Some(_) => usize::from(priority > NORMAL_PRIORITY),
             None => priority.into(),
         };
-        self.levels.get_mut(level.min(highest))
+        level.min(highest)
     }
 }
 

@@ -69,8 +69,16 @@ impl Vhost {
         }
     }
 
-    /// `basic.recover` and `basic.recover-async`: everything unacked of the channel is requeued.
+    /// `basic.recover`, whose answer is an effect.
     pub(crate) fn recover(&mut self, channel: ChannelId, requeue: bool) -> Result<()> {
+        let before = self.effects.len();
+        self.recover_async(channel, requeue)?;
+        self.answer(before, Effect::Recovered { channel });
+        Ok(())
+    }
+
+    /// `basic.recover-async`: everything unacked of the channel is requeued.
+    pub(crate) fn recover_async(&mut self, channel: ChannelId, requeue: bool) -> Result<()> {
         if !requeue {
             return Err(Refusal::not_implemented("requeue=false"));
         }
@@ -93,8 +101,9 @@ impl Vhost {
         for ((name, source, id), places) in groups {
             let has_room = self.release_consumer(channel, &source, id, places.len());
             let Some(queue) = self.queues.get_mut(&name).filter(|queue| queue.id == id) else { continue };
-            let entries: Vec<Entry> =
+            let mut entries: Vec<Entry> =
                 places.iter().filter_map(|sequence| queue.unacked.remove(sequence)).collect();
+            queue.ready.sort_by_level(&mut entries);
             // Who was waiting for room gets in line before anything is handed out.
             if has_room {
                 self.line_up_again(&name, channel);
@@ -104,7 +113,7 @@ impl Vhost {
                 Settlement::Discard => {
                     entries.iter().for_each(|entry| self.give_up(&name, entry, Reason::Rejected));
                 }
-                Settlement::Requeue => self.requeue(&name, entries, true),
+                Settlement::Requeue => self.requeue(&name, entries, Some((channel, &source))),
             }
             let takes_over = self.queues.get(&name).is_some_and(|queue| queue.consumers.takes_over());
             if has_room || takes_over || settlement == Settlement::Requeue {
@@ -126,16 +135,18 @@ impl Vhost {
             // A quorum queue takes back consumer by consumer.
             match emulate {
                 Emulate::RabbitMq3 => entries.sort_by(|one, other| one.holder_tag().cmp(&other.holder_tag())),
-                Emulate::RabbitMq4 => entries.sort_by_key(Entry::holder_attached),
+                Emulate::RabbitMq4 => {
+                    entries.sort_by(|one, other| one.holder_place().cmp(&other.holder_place()))
+                }
             }
-            self.requeue(&name, entries, false);
+            self.requeue(&name, entries, None);
             self.run(&name);
         }
     }
 
     /// Puts messages back. A quorum queue counts how often they came, and gives up in the end. What is too many or
-    /// too old then goes.
-    fn requeue(&mut self, name: &Name, entries: Vec<Entry>, asked_for: bool) {
+    /// too old then goes. Nobody gives them back when their channel is gone.
+    fn requeue(&mut self, name: &Name, entries: Vec<Entry>, from: Option<(ChannelId, &Source)>) {
         let Some(queue) = self.queues.get_mut(name) else { return };
         let came_back = entries.into_iter().map(|mut entry| {
             entry.redelivered = true;
@@ -154,7 +165,7 @@ impl Vhost {
             match queue.delivery_limit {
                 Some(limit) if entry.returns > limit => given_up.push(entry),
                 // Without a limit a message that nobody wants must not be in the way of the others.
-                None if asked_for => {
+                None if from.is_some() => {
                     entry.sequence = queue.next_sequence();
                     queue.ready.push(entry);
                 }
@@ -162,6 +173,9 @@ impl Vhost {
             }
         }
         given_up.iter().for_each(|entry| self.give_up(name, entry, Reason::DeliveryLimit));
+        if let Some((channel, Source::Consumer(tag))) = from {
+            self.credit_again(channel, tag, given_up.len());
+        }
         // What has expired goes before anybody gets it, but only what nobody takes can be too many.
         self.expire_messages(name);
         self.run(name);
@@ -181,6 +195,17 @@ impl Vhost {
         let was_full = consumer.is_full();
         consumer.outstanding = consumer.outstanding.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
         was_full
+    }
+
+    /// In 3.x whoever gives back what is given up then has room for one more than before, for good.
+    fn credit_again(&mut self, channel: ChannelId, tag: &Name, count: usize) {
+        if self.emulate() != Emulate::RabbitMq3 {
+            return;
+        }
+        let consumer = self.channels.get_mut(&channel).and_then(|opened| opened.consumers.get_mut(tag));
+        if let Some(consumer) = consumer.filter(|consumer| consumer.prefetch != 0) {
+            consumer.prefetch = consumer.prefetch.saturating_add(u16::try_from(count).unwrap_or(u16::MAX));
+        }
     }
 
     /// The same for the limit of the channel.
@@ -218,7 +243,7 @@ impl Vhost {
         }
     }
 
-    /// Effects of a commit are to be sent before its answer.
+    /// The answer is an effect: it comes after what is returned, and before what the queues deliver.
     pub(crate) fn commit(&mut self, channel: ChannelId) -> Result<()> {
         let Transaction { publishes, settlements } = self.transaction(channel)?;
         let mut accepted = true;
@@ -229,13 +254,37 @@ impl Vhost {
         // The channel gives back what nobody takes while its queues are still busy.
         let mut effects = self.effects.split_off(before);
         effects.sort_by_key(|effect| !matches!(effect, Effect::Return { .. }));
+        let returned = effects.partition_point(|effect| matches!(effect, Effect::Return { .. }));
+        let answer = before + returned;
         self.effects.append(&mut effects);
         for (settlement, taken) in settlements {
             self.check_not_stream(settlement, &taken)?;
             self.settle_all(channel, settlement, taken);
         }
         self.send_letters();
-        if accepted { Ok(()) } else { Err(Refusal::precondition("partial tx completion")) }
+        if !accepted {
+            return Err(Refusal::precondition("partial tx completion"));
+        }
+        self.answer(answer, Effect::Committed { channel });
+        Ok(())
+    }
+
+    /// Puts an answer before all effects from this place on but what streams deliver to consumers of its channel: those
+    /// are read by RabbitMQ's channel itself, while queues need time to answer it.
+    fn answer(&mut self, place: usize, answer: Effect) {
+        let mut effects = self.effects.split_off(place);
+        let to = answer.channel();
+        let is_read = |effect: &Effect| {
+            let Effect::Deliver { channel, consumer_tag, .. } = effect else { return false };
+            let opened = self.channels.get(channel).filter(|_| *channel == to);
+            let consumer = opened.and_then(|opened| opened.consumers.get(consumer_tag));
+            let queue = consumer.and_then(|consumer| self.queues.get(&consumer.queue));
+            queue.is_some_and(|queue| queue.stream.is_some())
+        };
+        effects.sort_by_key(|effect| !is_read(effect));
+        let read = effects.partition_point(is_read);
+        effects.insert(read, answer);
+        self.effects.append(&mut effects);
     }
 
     /// What was settled since the last commit is unacked again; nothing is requeued.

@@ -12,8 +12,7 @@ use crate::{
     protocol::{
         spec::{
             BasicCancelOk, BasicConsume, BasicConsumeOk, BasicGet, BasicGetEmpty, BasicGetOk, BasicPublish,
-            BasicQosOk, BasicRecoverOk, ChannelFlowOk, ConfirmSelectOk, Method, MethodBody, TxCommitOk,
-            TxRollbackOk, TxSelectOk,
+            BasicQosOk, ChannelFlowOk, ConfirmSelectOk, Method, MethodBody, TxRollbackOk, TxSelectOk,
         },
         value::FieldTable,
         wire::{Reader, ShortStr},
@@ -58,11 +57,8 @@ impl Session<'_> {
                 turn.model().qos(channel, qos.prefetch_size, qos.prefetch_count, qos.global)?;
                 turn.method(channel, &BasicQosOk {});
             }
-            Method::BasicRecover(recover) => {
-                turn.model().recover(channel, recover.requeue)?;
-                turn.method(channel, &BasicRecoverOk {});
-            }
-            Method::BasicRecoverAsync(recover) => turn.model().recover(channel, recover.requeue)?,
+            Method::BasicRecover(recover) => turn.model().recover(channel, recover.requeue)?,
+            Method::BasicRecoverAsync(recover) => turn.model().recover_async(channel, recover.requeue)?,
             Method::ChannelFlow(flow) => {
                 turn.model().flow(channel, flow.active)?;
                 turn.method(channel, &ChannelFlowOk { active: flow.active });
@@ -80,10 +76,9 @@ impl Session<'_> {
             }
             Method::TxCommit(_) => {
                 let committed = turn.model().commit(channel);
-                // Returns come before the answer.
+                // Also what precedes a refusal.
                 turn.effects();
                 committed?;
-                turn.method(channel, &TxCommitOk {});
             }
             Method::TxRollback(_) => {
                 turn.model().rollback(channel)?;

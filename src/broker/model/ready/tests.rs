@@ -5,7 +5,7 @@ fn entry(sequence: u64, priority: u8) -> Entry {
     let message = Message {
         exchange: "".into(),
         routing_keys: vec!["q".into()],
-        blind_copies: 0,
+        blind_copies: Vec::new(),
         properties: [0, 0].into(),
         body: [0; 3].into(),
         expiration: None,
@@ -67,4 +67,26 @@ fn the_order_is_that_of_a_sorted_list() {
             assert_eq!(ready.head().map(place), naive.first().copied());
         }
     }
+}
+
+/// The third turn is the lower level's, unless the upper one has the older message.
+#[test]
+fn an_older_message_of_high_priority_keeps_its_turn() {
+    let order = |priorities: [u8; 6]| {
+        let mut ready = Ready::with_turns();
+        for (sequence, priority) in (0..).zip(priorities) {
+            ready.push(entry(sequence, priority));
+        }
+        std::iter::from_fn(|| ready.pop()).map(|entry| entry.sequence).collect::<Vec<_>>()
+    };
+    assert_eq!(order([5, 5, 5, 0, 0, 0]), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(order([0, 0, 0, 5, 5, 5]), [3, 4, 0, 5, 1, 2]);
+    assert_eq!(order([5, 0, 5, 5, 0, 5]), [0, 2, 1, 3, 5, 4]);
+}
+
+#[test]
+fn what_is_given_up_together_goes_by_priority() {
+    let mut entries = [entry(0, 1), entry(1, 9), entry(2, 0), entry(3, 2)];
+    Ready::new(2).sort_by_level(&mut entries);
+    assert_eq!(entries.each_ref().map(|entry| entry.sequence), [1, 3, 0, 2]);
 }

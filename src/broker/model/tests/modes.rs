@@ -65,6 +65,32 @@ fn a_transaction_takes_effect_as_a_whole() {
     assert_eq!(client.bodies("q"), ["old", "newer"]);
 }
 
+/// What comes back precedes the answer to a commit, what the queues deliver follows it.
+#[test]
+fn a_commit_is_answered_between_returns_and_deliveries() {
+    let mut client = client();
+    let channel = client.channel;
+    client.queue("q", FieldTable::new());
+    client.send("q", "old");
+    client.vhost.select_transactions(channel).unwrap();
+    client.consume(channel, "q", "t");
+    client.vhost.take_effects();
+    client.send("q", "new");
+    client.vhost.publish(channel, mandatory(b"nowhere", b"lost")).unwrap();
+    client.vhost.nack(channel, 1, false, true).unwrap();
+    client.vhost.commit(channel).unwrap();
+    let effects = client.vhost.take_effects();
+    let [
+        Effect::Return { .. },
+        Effect::Committed { .. },
+        Effect::Deliver { delivery_tag: 2, redelivered: false, .. },
+        Effect::Deliver { delivery_tag: 3, redelivered: true, .. },
+    ] = &effects[..]
+    else {
+        panic!("{effects:?}")
+    };
+}
+
 /// Publishes to `q` and to `other` in a transaction, deletes `q` before the commit, and says how that ends
 /// and how much is returned.
 fn commit_without_queue(emulate: Emulate, kind: &str, declared_again: bool) -> (Result<(), String>, usize) {
