@@ -151,7 +151,7 @@ fn a_direct_reply_finds_its_channel() {
     client.vhost.publish(server, mandatory(address.as_bytes(), b"!")).unwrap();
     let effects = client.vhost.take_effects();
     assert!(
-        matches!(&effects[..], [Effect::Deliver { channel: to, .. }, Effect::Return { .. }] if *to == channel)
+        matches!(&effects[..], [Effect::Return { .. }, Effect::Deliver { channel: to, .. }] if *to == channel)
     );
     client.vhost.close_channel(channel);
     assert!(client.vhost.check_queue(server, address.as_bytes()).is_err());
