@@ -36,9 +36,9 @@ pub struct Channel {
     in_transaction: bool,
     /// The transaction has publishes.
     publishes: bool,
-    /// The transaction has acks.
-    acks: bool,
-    /// Transactions of this channel have publishes or acks, not both: see [`Channel::may`].
+    /// The transaction settles something.
+    settles: bool,
+    /// Transactions of this channel publish or settle, not both: see [`Channel::may`].
     pub apart: bool,
     /// The number of the last publish, in confirm mode.
     published: Option<u64>,
@@ -226,12 +226,12 @@ impl Channel {
         true
     }
 
-    /// Whether this operation is to be done. RabbitMQ's classic queues prefer acks to everything else that waits for
-    /// them, so of a transaction with both the acks, or some of them, may come before the publishes.
+    /// Whether this operation is to be done. Of what waits for them RabbitMQ's classic queues prefer acks, and the quorum
+    /// queues of 3.x whatever settles. So a part of what a transaction settles may come before its publishes.
     pub fn may(&mut self, verb: &str) -> bool {
         let (same, other) = match verb {
-            "publish" => (&mut self.publishes, self.acks),
-            "ack" => (&mut self.acks, self.publishes),
+            "publish" => (&mut self.publishes, self.settles),
+            "ack" | "nack" | "reject" => (&mut self.settles, self.publishes),
             _ => return true,
         };
         let may = !(self.apart && other);
@@ -299,7 +299,7 @@ impl Channel {
                 // RabbitMQ's channel answers when every queue has confirmed what it got. Deliveries may be on their way
                 // from the queues then: whether they come before the answer or after it is not defined. Without publishes
                 // the answer comes first.
-                self.acks = false;
+                self.settles = false;
                 if std::mem::take(&mut self.publishes) {
                     place = self
                         .lines
@@ -309,7 +309,7 @@ impl Channel {
                 }
             }
             TX_ROLLBACK_OK => {
-                (self.publishes, self.acks) = (false, false);
+                (self.publishes, self.settles) = (false, false);
                 self.unacked.append(&mut self.settled);
                 self.unacked.sort_unstable();
             }

@@ -8,7 +8,7 @@
 //! that of the first channel after it, round and round, that has one. C is a connection of a user who may not do everything. `@` is the address for direct
 //! replies that was seen last. `wait 2500` lets so many milliseconds pass, `restart` stops the broker and starts it.
 //!
-//! After `tx.select apart` the channel leaves out what would bring acks and publishes together in one transaction.
+//! After `tx.select apart` the channel leaves out what would bring publishes together with acks, nacks or rejects in one transaction.
 //!
 //! What RabbitMQ leaves undefined is avoided: each channel consumes from one queue, and dead letters of each queue
 //! go to a queue of their own. What expires does so at once, or never, or in the time that a `wait` gives it.
@@ -96,13 +96,13 @@ pub fn random(seed: u64) -> Vec<String> {
         lines.push(format!("{} {operation}", if of_transaction { "A1" } else { &place }));
     }
     match theme {
-        Theme::Quorum => defined_for_quorum_queues(lines),
+        Theme::Quorum => defined_for_quorum_queues(lines).into_iter().map(defined_for_transactions).collect(),
         Theme::Stream => defined_for_streams(lines),
         _ => lines.into_iter().map(defined_for_transactions).collect(),
     }
 }
 
-/// Leaves out what has no defined order in classic queues: acks and publishes of one transaction.
+/// Leaves out what has no defined order: what a transaction settles, beside what it publishes.
 fn defined_for_transactions(line: String) -> String {
     if line.ends_with(" tx.select") { line + " apart" } else { line }
 }

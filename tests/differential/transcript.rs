@@ -177,6 +177,12 @@ impl Runner {
                 lines.extend(heard.into_iter().map(|line| format!("{place} {line}")));
             }
         }
+        // What a connection still hears of deliveries while it ends is a matter of time.
+        for why in ended.iter() {
+            let of_ended =
+                |line: &String| why.get(..1) == line.get(..1) && line.get(2..10) == Some(" deliver");
+            lines.retain(|line| !of_ended(line));
+        }
         lines.extend(ended.iter().cloned());
         lines.extend(states.into_iter().map(|(name, state)| format!("{name}: {state}")));
         if self.has_stream {

@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     Name, Refusal,
+    arguments::QueueType,
     message::{Charge, Message},
 };
 
@@ -34,6 +35,13 @@ pub(super) struct ChannelConsumer {
 impl ChannelConsumer {
     pub(super) fn is_full(&self) -> bool {
         self.prefetch != 0 && !self.no_ack && self.outstanding >= self.prefetch.into()
+    }
+
+    /// Raises the limit, if there is one.
+    pub(super) fn add_room(&mut self, count: u16) {
+        if self.prefetch != 0 {
+            self.prefetch = self.prefetch.saturating_add(count);
+        }
     }
 }
 
@@ -72,13 +80,30 @@ pub(super) enum Destinations {
     Found(Vec<Found>),
 }
 
+impl Destinations {
+    pub(super) fn found(&self) -> &[Found] {
+        match self {
+            Destinations::Named(_) => &[],
+            Destinations::Found(found) => found,
+        }
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &Name> {
+        let named = match self {
+            Destinations::Named(names) => &names[..],
+            Destinations::Found(_) => &[],
+        };
+        named.iter().chain(self.found().iter().map(|found| &found.name))
+    }
+}
+
 /// A queue as it was when a message was published. Another of the same name does not stand in for it.
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) name: Name,
     pub(super) id: u64,
-    /// The commit fails without a classic queue; the other types are not missed.
-    pub(super) is_missed: bool,
+    /// The commit fails without a classic queue or a stream; a quorum queue is not missed.
+    pub(super) kind: QueueType,
 }
 
 /// What a transaction has gathered.

@@ -123,13 +123,34 @@ impl Vhost {
         }
         let found = queues.into_iter().filter_map(|name| {
             let queue = self.queues.get(&name)?;
-            Some(Found { id: queue.id, is_missed: queue.kind == QueueType::Classic, name })
+            Some(Found { id: queue.id, kind: queue.kind, name })
         });
         Destinations::Found(found.collect())
     }
 
+    /// Gives the messages of a transaction to their queues, or back. Says whether every queue took what it got.
+    pub(super) fn deliver_all(&mut self, channel: ChannelId, publishes: Vec<Uncommitted>) -> Result<bool> {
+        for found in publishes.iter().flat_map(|publish| publish.to.found()) {
+            let is_there = self.queues.get(&found.name).is_some_and(|queue| queue.id == found.id);
+            if found.kind == QueueType::Stream && !is_there {
+                let text = format!("Stream not found for {}", self.queue_text(&found.name));
+                return Err(Refusal::new(ReplyCode::ResourceError, text));
+            }
+        }
+        // RabbitMQ's channel learns that a quorum queue refuses when it has sent them all.
+        let names = publishes.iter().flat_map(|publish| publish.to.names());
+        let refuses = |name: &Name| self.queues.get(name).is_some_and(|queue| queue.refuses);
+        self.refused_before = Some(names.filter(|name| refuses(name)).cloned().collect());
+        let mut accepted = true;
+        for publish in publishes {
+            accepted &= self.deliver_uncommitted(channel, publish);
+        }
+        self.refused_before = None;
+        Ok(accepted)
+    }
+
     /// Gives a message of a transaction to its queues, or back. Says whether every one of them took it.
-    pub(super) fn deliver_uncommitted(&mut self, channel: ChannelId, publish: Uncommitted) -> bool {
+    fn deliver_uncommitted(&mut self, channel: ChannelId, publish: Uncommitted) -> bool {
         let Uncommitted { message, mandatory, to, charge: _charge } = publish;
         let found = match to {
             Destinations::Named(queues) => return self.deliver(channel, &message, mandatory, &queues),
@@ -141,7 +162,7 @@ impl Vhost {
             .partition(|found| self.queues.get(&found.name).is_some_and(|queue| queue.id == found.id));
         let there: Vec<Name> = there.into_iter().map(|found| found.name).collect();
         let accepted = self.deliver(channel, &message, mandatory && !is_routed, &there);
-        accepted && !gone.iter().any(|found| found.is_missed)
+        accepted && !gone.iter().any(|found| found.kind == QueueType::Classic)
     }
 
     /// The names of the queues that a message is for, each once. They need not exist. A direct reply among
@@ -201,7 +222,9 @@ impl Vhost {
             return true;
         }
         let is_full = match queue.kind {
-            QueueType::Quorum => queue.refuses,
+            QueueType::Quorum => {
+                self.refused_before.as_ref().map_or(queue.refuses, |refused| refused.contains(name))
+            }
             _ => queue.would_overflow(message),
         };
         match queue.overflow {

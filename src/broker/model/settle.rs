@@ -193,7 +193,11 @@ impl Vhost {
             return false;
         }
         let was_full = consumer.is_full();
-        consumer.outstanding = consumer.outstanding.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        // What an earlier consumer of the same tag had is room for one more to this one, for good.
+        let surplus = u16::try_from(count.saturating_sub(consumer.outstanding)).unwrap_or(u16::MAX);
+        consumer.outstanding = consumer.outstanding.saturating_sub(count);
+        consumer.add_room(surplus);
         was_full
     }
 
@@ -203,8 +207,8 @@ impl Vhost {
             return;
         }
         let consumer = self.channels.get_mut(&channel).and_then(|opened| opened.consumers.get_mut(tag));
-        if let Some(consumer) = consumer.filter(|consumer| consumer.prefetch != 0) {
-            consumer.prefetch = consumer.prefetch.saturating_add(u16::try_from(count).unwrap_or(u16::MAX));
+        if let Some(consumer) = consumer {
+            consumer.add_room(u16::try_from(count).unwrap_or(u16::MAX));
         }
     }
 
@@ -246,11 +250,8 @@ impl Vhost {
     /// The answer is an effect: it comes after what is returned, and before what the queues deliver.
     pub(crate) fn commit(&mut self, channel: ChannelId) -> Result<()> {
         let Transaction { publishes, settlements } = self.transaction(channel)?;
-        let mut accepted = true;
         let before = self.effects.len();
-        for publish in publishes {
-            accepted &= self.deliver_uncommitted(channel, publish);
-        }
+        let accepted = self.deliver_all(channel, publishes)?;
         // The channel gives back what nobody takes while its queues are still busy.
         let mut effects = self.effects.split_off(before);
         effects.sort_by_key(|effect| !matches!(effect, Effect::Return { .. }));

@@ -1,7 +1,7 @@
 //! The virtual host: everything in it, its clock, and the life of sessions and channels.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     time::Duration,
 };
 
@@ -31,6 +31,8 @@ pub(crate) struct Vhost {
     /// Dead letters that have not been delivered yet.
     pub(super) letters: VecDeque<Letter>,
     pub(super) effects: Vec<Effect>,
+    /// During a commit: the quorum queues that refused when it began.
+    pub(super) refused_before: Option<HashSet<Name>>,
     /// Sessions that have used up their budget.
     pub(super) sated: Vec<SessionId>,
     /// When a queue has to be looked at.
@@ -93,6 +95,7 @@ impl Vhost {
             reply_addresses: HashMap::new(),
             letters: VecDeque::new(),
             effects: Vec::new(),
+            refused_before: None,
             sated: Vec::new(),
             schedule: BTreeSet::new(),
             next_id: 0,
