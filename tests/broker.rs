@@ -8,16 +8,19 @@ mod common;
 use std::{
     io::{Read, Write},
     net::TcpStream,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
 
 use common::{
     limits::given_time,
+    peer::eventually,
     watchdog::{LIMIT, Watchdog},
 };
 use leveret::{
-    BasicProperties, Config, Connection, Consume, Error, Outcome, Publish, QueueDeclare, ReplyCode, Result,
+    BasicProperties, Config, Connection, Consume, Error, ExchangeDeclare, ExchangeKind, Outcome, Publish,
+    QueueBind, QueueDeclare, ReplyCode, Requeue, Result,
     broker::{Broker, BrokerConfig, ConfirmMode, Direction, Emulate, Permissions, User},
 };
 
@@ -234,14 +237,24 @@ fn the_memory_alarm_follows_the_messages() -> Result<()> {
     let (publishing, channel) = open(&broker);
     let (_consuming, other) = open(&broker);
     channel.queue_declare("q")?;
-    while publishing.blocked().is_none() {
-        channel.basic_publish("", "q", &[0; 10_000])?;
-    }
-    assert!(broker.connections()[0].blocked && !broker.connections()[1].blocked);
-    other.queue_purge("q")?;
-    channel.flow(true)?;
-    assert_eq!(publishing.blocked(), None);
-    Ok(())
+    let seen = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let publisher = scope.spawn(|| -> Result<()> {
+            while !seen.load(Ordering::SeqCst) {
+                channel.basic_publish("", "q", &[0; 10_000])?;
+            }
+            channel.flow(true).map(drop)
+        });
+        eventually("the alarm is raised", || publishing.blocked().is_some());
+        seen.store(true, Ordering::SeqCst);
+        assert!(broker.connections()[0].blocked && !broker.connections()[1].blocked);
+        // What is already on its way may raise it again; it goes the same way.
+        let _consumer = other.basic_consume(Consume::new("q").no_ack(true))?;
+        publisher.join().unwrap()?;
+        eventually("the alarm is cleared", || publishing.blocked().is_none());
+        assert!(!broker.connections()[0].blocked);
+        Ok(())
+    })
 }
 
 /// Messages that come on one connection and go on another, with hardly any in between: the count of their bytes never
@@ -364,5 +377,31 @@ fn what_is_not_there_is_refused() -> Result<()> {
             assert!(error.to_string().contains(&format!("unknown exchange type '{kind}'")), "{error}");
         }
     }
+    Ok(())
+}
+
+/// As in RabbitMQ 3.10, a message that was rejected once may go round for ever between queues that keep nothing. The
+/// broker serves everybody all the same.
+#[test]
+fn a_dead_letter_that_goes_round_for_ever_holds_up_nobody() -> Result<()> {
+    let _watchdog = Watchdog::new("a dead letter that goes round", LIMIT);
+    let broker = BrokerConfig::new().emulate(Emulate::RabbitMq3).start()?;
+    let ((_connection, channel), (_other, serving)) = (open(&broker), open(&broker));
+    let keeps_nothing =
+        |name: &'static str, to| QueueDeclare::new(name).message_ttl(Duration::ZERO).dead_letter_exchange(to);
+    channel.exchange_declare(ExchangeDeclare::new("there", ExchangeKind::Topic))?;
+    channel.queue_declare(keeps_nothing("back", ""))?;
+    channel.queue_bind(QueueBind::new("back", "there", "q"))?;
+    channel.queue_declare(keeps_nothing("q", "there"))?;
+    let mut consumer = channel.basic_consume("q")?;
+    channel.basic_publish("", "q", "round")?;
+    consumer.next().unwrap()?.reject(Requeue::No)?;
+    let again = consumer.next().unwrap()?;
+    assert!(again.headers()?.get("x-death").is_some());
+    channel.close()?;
+    for _ in 0..500 {
+        serving.queue_declare("another")?;
+    }
+    assert_ne!(broker.memory(), 0, "it still goes round");
     Ok(())
 }

@@ -259,7 +259,7 @@ impl Snippet {
 
     fn run(&self, broker: &Broker) {
         let vhost = Vhost::new(broker);
-        let config = broker.config().vhost(&*vhost.name);
+        let config = broker.usual_config().vhost(&*vhost.name);
         let program = PROGRAM.as_ref().unwrap_or_else(|error| panic!("{error}"));
         let output = Command::new(program)
             .arg(&self.name)

@@ -198,8 +198,13 @@ impl Broker {
         ample(Config::new()).host(address.ip().to_string(), address.port()).vhost(&*self.vhost)
     }
 
+    /// The way to this broker with all defaults, for a program that shows them.
+    pub fn usual_config(&self) -> Config {
+        Config::new().host(self.address.ip().to_string(), self.address.port()).vhost(&*self.vhost)
+    }
+
     pub fn uri(&self) -> String {
-        self.config().to_uri()
+        self.usual_config().to_uri()
     }
 
     pub fn connect(&self) -> Connection {

@@ -63,6 +63,10 @@ pub(super) const BUDGET: usize = 256 * 1024;
 /// They can breed: a queue that expires everything at once passes each letter on, perhaps to many.
 const LETTERS_AT_ONCE: usize = 10_000;
 
+/// How many of those that letters make are delivered with them, for each. In 3.x a letter that was rejected once can go
+/// round for ever, which must not keep anybody waiting.
+const OFFSPRING: usize = 64;
+
 /// Exchanges that are always there.
 const PREDECLARED: [(&str, Kind); 7] = [
     ("", Kind::Direct),
@@ -278,8 +282,9 @@ impl Vhost {
 
     /// Delivers the dead letters that the current operation has made, and those that these make.
     pub(super) fn send_letters(&mut self) {
+        let most = LETTERS_AT_ONCE.min(self.letters.len().saturating_mul(1 + OFFSPRING));
         let mut sent = 0;
-        while sent < LETTERS_AT_ONCE {
+        while sent < most {
             let Some(letter) = self.letters.pop_front() else { return };
             sent += 1 + self.send_letter(letter);
         }
