@@ -468,11 +468,21 @@ pub fn usual_answer(frame: &Frame) -> Option<Vec<u8>> {
     Some(codec::method(frame.channel, answer, &arguments))
 }
 
-/// The threads of the library that are alive, in this process.
-pub fn library_threads() -> usize {
+/// The names of the threads of the library that are alive, in this process. The system still shows a thread for a moment
+/// when it has ended and was joined; it is marked then.
+pub fn library_threads() -> Vec<String> {
+    const EXITING: u32 = 4;
     let tasks = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
-    names.filter(|name| name.starts_with("leveret-")).count()
+    let names = tasks.filter_map(|task| {
+        // NUMBER (NAME) STATE and six fields more, then the flags.
+        let stat = fs::read_to_string(task.path().join("stat")).ok()?;
+        let (name, rest) = stat.split_once('(')?.1.rsplit_once(") ")?;
+        let flags: u32 = rest.split(' ').nth(6)?.parse().ok()?;
+        (name.starts_with("leveret-") && flags & EXITING == 0).then(|| name.to_owned())
+    });
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
 }
 
 /// The sockets that are open in this process, beside those that it was started with.
@@ -488,7 +498,7 @@ pub fn sockets() -> usize {
 /// waiting hides nothing. (Not where all the subjects are in one program: there somebody always has a connection.)
 pub fn nothing_is_left() {
     if cfg!(target_os = "linux") && env!("CARGO_CRATE_NAME") != "in_coroutines" {
-        let nothing = || library_threads() == 0 && sockets() == 0;
+        let nothing = || library_threads().is_empty() && sockets() == 0;
         eventually_within(watchdog::LIMIT, "threads or sockets are left behind", nothing);
     }
 }
