@@ -79,7 +79,8 @@ fn a_connection_has_two_named_threads() {
                 .into_iter()
                 .flat_map(|name| vec![name; number])
                 .collect();
-            assert_eq!(library_threads(), expected);
+            // A thread gives itself its name when it begins.
+            eventually("the threads are named", || library_threads() == expected);
             assert_eq!(sockets() - before, number);
         }
         held.into_iter().enumerate().for_each(|(order, held)| held.drop_in_order(order));
@@ -95,7 +96,7 @@ fn a_hundred_connections_leave_nothing() {
     on_each_rabbitmq(IN_ITS_OWN, |broker| {
         let before = sockets();
         let mut held = (0..100).map(|_| Held::open(broker)).collect::<Result<Vec<_>>>()?;
-        assert_eq!(library_threads().len(), 200);
+        eventually("all threads are named", || library_threads().len() == 200);
         let mut random = fastrand::Rng::with_seed(13);
         for step in 0..100 {
             let next = match step % 3 {
