@@ -39,6 +39,16 @@ impl Interval {
         Tune { channel_max: 100, frame_max: 4096, heartbeat: self.0 as u16 }
     }
 
+    /// What [`wait_in_every_way`] needs before it waits.
+    fn serve_those_who_wait(self, peer: &mut Peer) {
+        peer.handshake_with(self.tune());
+        for channel in 1..=4 {
+            peer.open_channel(channel);
+        }
+        peer.until(1, CONSUME);
+        peer.send(1, CONSUME_OK, args!["tag"]);
+    }
+
     fn config<T>(self, peer: &Script<T>) -> Config {
         peer.config().heartbeat(self.time()).prefetch(0)
     }
@@ -213,12 +223,7 @@ fn a_silent_peer_is_noticed() {
     given_time(|seconds| {
         let interval = Interval(seconds);
         let peer = Peer::run(move |peer| {
-            peer.handshake_with(interval.tune());
-            for channel in 1..=4 {
-                peer.open_channel(channel);
-            }
-            peer.until(1, CONSUME);
-            peer.send(1, CONSUME_OK, args!["tag"]);
+            interval.serve_those_who_wait(peer);
             peer.silence();
         });
         let connection = Connection::open(interval.config(&peer)).unwrap();
@@ -234,12 +239,7 @@ fn the_thresholds_can_be_chosen() {
     given_time(|seconds| {
         let interval = Interval(seconds);
         let peer = Peer::run(move |peer| {
-            peer.handshake_with(interval.tune());
-            for channel in 1..=4 {
-                peer.open_channel(channel);
-            }
-            peer.until(1, CONSUME);
-            peer.send(1, CONSUME_OK, args!["tag"]);
+            interval.serve_those_who_wait(peer);
             let started = Instant::now();
             let mut heartbeats = 0;
             while let Some(frame) = peer.next_frame_or_end() {

@@ -6,6 +6,7 @@
 pub mod brokers;
 pub mod caller;
 pub mod calls;
+pub mod direct;
 pub mod limits;
 pub mod messages;
 pub mod peer;

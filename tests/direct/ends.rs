@@ -69,34 +69,9 @@ fn a_peer_may_die_at_any_point() {
         })
         .listen("127.0.0.1:0")
         .unwrap();
-    let converse = |proxy: &Proxy| -> leveret::Result<()> {
-        let SocketAddr::V4(address) = proxy.address else { panic!() };
-        let connection = Connection::open(Config::new().host(address.ip().to_string(), address.port()))?;
-        let channel = connection.channel()?;
-        channel.basic_qos(2)?;
-        let mut consumer = channel.basic_consume("q")?;
-        channel.confirm_select()?;
-        channel.publish_confirmed("", "q", "whole")?;
-        for _ in 0..3 {
-            match consumer.next_timeout(PATIENCE)? {
-                Some(delivery) => delivery.ack()?,
-                None => break,
-            }
-        }
-        drop(consumer);
-        connection.close()
-    };
-    let proxy = Proxy::before(listener.address().unwrap());
-    converse(&proxy).unwrap();
-    let length = proxy.passed(Direction::ToBroker);
-    let mut whole = 1;
-    for (round, cut_at) in (1..length).step_by(7).enumerate() {
-        let proxy = Proxy::before(listener.address().unwrap());
-        let cut = if round % 2 == 0 { Cut::Fin } else { Cut::Reset };
-        proxy.cut_at(Direction::ToBroker, cut_at, cut);
-        let _ = converse(&proxy);
-        whole += 1;
-    }
+    let whole = die_at_any_point(listener.address().unwrap(), 7, |proxy| {
+        Connection::open(Config::new().host("127.0.0.1", proxy.address.port()))
+    });
     listener.wait_left(PATIENCE).unwrap();
     let connection = listener.connect().unwrap();
     publish_on(&connection).publish_confirmed("", "q", "the last").unwrap();

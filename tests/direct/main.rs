@@ -22,6 +22,7 @@ use std::{
 };
 
 use common::{
+    direct::die_at_any_point,
     peer::eventually,
     proxy::{Cut, Direction, Proxy},
     watchdog::{LIMIT, Watchdog, test_name},

@@ -13,7 +13,7 @@ use leveret::{
 };
 
 use super::{
-    common::proxy::{Cut, Direction, Proxy},
+    common::direct::die_at_any_point,
     front::{read, trusting_quickly},
     in_process::{assert_hung_up, silent},
     problem,
@@ -115,33 +115,10 @@ fn a_peer_behind_tls_may_die_at_any_point() {
         })
         .listen("127.0.0.1:0")
         .unwrap();
-    let converse = |proxy: &Proxy| -> Result<()> {
-        let mut config: Config = listener.uri()?.parse()?;
-        config = config.host("127.0.0.1", proxy.address.port());
-        let connection = Connection::open(config.tls(trusting_quickly()))?;
-        let channel = connection.channel()?;
-        channel.basic_qos(2)?;
-        let mut consumer = channel.basic_consume("q")?;
-        channel.confirm_select()?;
-        channel.publish_confirmed("", "q", "whole")?;
-        for _ in 0..3 {
-            match consumer.next_timeout(PATIENCE)? {
-                Some(delivery) => delivery.ack()?,
-                None => break,
-            }
-        }
-        drop(consumer);
-        connection.close()
-    };
-    let proxy = Proxy::before(listener.address().unwrap());
-    converse(&proxy).unwrap();
-    let length = proxy.passed(Direction::ToBroker);
-    for (round, cut_at) in (1..length).step_by(61).enumerate() {
-        let proxy = Proxy::before(listener.address().unwrap());
-        let cut = if round % 2 == 0 { Cut::Fin } else { Cut::Reset };
-        proxy.cut_at(Direction::ToBroker, cut_at, cut);
-        let _ = converse(&proxy);
-    }
+    let config = listener.uri().unwrap().parse::<Config>().unwrap().tls(trusting_quickly());
+    die_at_any_point(listener.address().unwrap(), 61, |proxy| {
+        Connection::open(config.clone().host("127.0.0.1", proxy.address.port()))
+    });
     listener.wait_left(PATIENCE).unwrap();
     drop(listener);
     let consumers: Vec<_> = has_ended.iter().collect();
