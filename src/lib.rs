@@ -119,7 +119,7 @@ mod hooks {
     pub(crate) use crate::{
         channel::Control,
         connection::work::Job,
-        sync::{Caller, Latch, OneShot, Waiter, lock, may_wait},
+        sync::{Caller, Latch, OneShot, Waiter, lock, may_wait, spawn},
     };
 }
 mod patterns;

@@ -17,14 +17,14 @@ pub(crate) use reader::{may_wait, never_wait_here, waits_never, without_waiting}
 
 use std::{
     collections::VecDeque,
-    fmt, io,
+    fmt,
     panic::{self, AssertUnwindSafe},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread::{self, Thread, ThreadId},
+    thread::{self, JoinHandle, Thread, ThreadId},
     time::Instant,
 };
 
-use crate::error::Error;
+use crate::error::{Error, Result};
 
 /// Locks, also after a panic of another holder: every critical section of this crate leaves its data whole.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -158,6 +158,19 @@ pub(crate) const fn is_coroutine() -> bool {
     false
 }
 
+/// Starts a thread.
+///
+/// # Errors
+/// The system has none.
+pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    spawn_boxed(name, Box::new(run))
+}
+
+/// Boxed: what starts a thread is much code, and would be there for each closure.
+fn spawn_boxed(name: &str, run: Box<dyn FnOnce() + Send>) -> Result<JoinHandle<()>> {
+    thread::Builder::new().name(name.into()).spawn(run).map_err(|error| Error::io("starting a thread", error))
+}
+
 /// Does `work`, which may be deep and may block its thread: at once for a thread; for a coroutine on a thread made
 /// for it, and the coroutine waits. Whether or not it waits to the end, the work is done to the end, and then a
 /// result that nobody takes is dropped there. A panic is the caller's.
@@ -167,16 +180,13 @@ pub(crate) const fn is_coroutine() -> bool {
 pub(crate) fn on_a_thread<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,
-) -> io::Result<Result<T, GivenUp>> {
+) -> Result<Result<T, GivenUp>> {
     if !is_coroutine() {
         return Ok(Ok(work()));
     }
     let done = OneShot::new();
     let doing = done.clone();
-    // Boxed: it is moved from frame to frame on its way to the thread.
-    let run: Box<dyn FnOnce() + Send> =
-        Box::new(move || doing.put(panic::catch_unwind(AssertUnwindSafe(work))));
-    thread::Builder::new().name(name.into()).spawn(run)?;
+    spawn(name, move || doing.put(panic::catch_unwind(AssertUnwindSafe(work))))?;
     Ok(done.wait(None).map(|done| done.unwrap_or_else(|panicked| panic::resume_unwind(panicked))))
 }
 
@@ -196,8 +206,12 @@ struct ErrandsState {
 impl Errands {
     /// Leaves `work`, which must have a limit. **Does not wait.**
     pub(crate) fn leave(&self, work: impl FnOnce() + Send + 'static) {
+        self.leave_boxed(Box::new(work));
+    }
+
+    fn leave_boxed(&self, work: Box<dyn FnOnce() + Send>) {
         let mut state = lock(&self.0);
-        state.left.push_back(Box::new(work));
+        state.left.push_back(work);
         if std::mem::replace(&mut state.running, true) {
             return;
         }
@@ -208,10 +222,10 @@ impl Errands {
                 work();
             }
         };
-        if let Err(error) = thread::Builder::new().name("leveret-errands".into()).spawn(run) {
+        if let Err(error) = spawn("leveret-errands", run) {
             // The next one to leave something tries again.
             lock(&self.0).running = false;
-            log::error!(target: "leveret::connection", "cannot start a thread: {error}");
+            log::error!(target: "leveret::connection", "{error}");
         }
     }
 }

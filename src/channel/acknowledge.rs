@@ -7,8 +7,8 @@ use crate::{
     connection::outgoing::{Kind, Push, Urgency},
     error::{Error, Result},
     protocol::{
-        frame::write_method,
-        spec::{BasicAck, BasicNack, BasicRecover, BasicReject, Method},
+        frame::write_settlement,
+        spec::{BasicAck, BasicNack, BasicRecover, BasicReject, Method, MethodBody},
     },
 };
 
@@ -132,20 +132,16 @@ impl Settlement {
         matches!(self, Settlement::Ack { multiple: true } | Settlement::Nack { multiple: true, .. })
     }
 
-    fn write(self, out: &mut Vec<u8>, channel: u16, max_frame: usize, delivery_tag: u64) -> Result<()> {
-        match self {
-            Settlement::Ack { multiple } => {
-                write_method(out, channel, max_frame, &BasicAck { delivery_tag, multiple })
+    fn write(self, out: &mut Vec<u8>, channel: u16, delivery_tag: u64) {
+        let requeue = |requeue| u8::from(requeue == Requeue::Yes);
+        let (method, flags) = match self {
+            Settlement::Ack { multiple } => (BasicAck::METHOD, u8::from(multiple)),
+            Settlement::Nack { multiple, requeue: back } => {
+                (BasicNack::METHOD, u8::from(multiple) | requeue(back) << 1)
             }
-            Settlement::Nack { multiple, requeue } => {
-                let requeue = requeue == Requeue::Yes;
-                write_method(out, channel, max_frame, &BasicNack { delivery_tag, multiple, requeue })
-            }
-            Settlement::Reject { requeue } => {
-                let requeue = requeue == Requeue::Yes;
-                write_method(out, channel, max_frame, &BasicReject { delivery_tag, requeue })
-            }
-        }
+            Settlement::Reject { requeue: back } => (BasicReject::METHOD, requeue(back)),
+        };
+        write_settlement(out, channel, method, delivery_tag, flags);
     }
 }
 
@@ -228,7 +224,8 @@ impl Core {
             let waiting = waiter.clone();
             let pushed =
                 outgoing.push(&self.gate, Kind::Method, Urgency::Stream, waiting, |out, channel| {
-                    settlement.write(out, channel, outgoing.max_frame(), tag)
+                    settlement.write(out, channel, tag);
+                    Ok(())
                 })?;
             match pushed {
                 Push::Accepted { flush } => {

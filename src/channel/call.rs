@@ -12,7 +12,7 @@ use crate::{
     protocol::{
         content::Content,
         frame::write_method,
-        spec::{Method, MethodBody},
+        spec::{Encode, Method},
     },
     sync::OneShot,
 };
@@ -84,65 +84,61 @@ pub(super) fn unexpected_answer() -> Error {
 
 impl Channel {
     /// Sends a method and waits for its answer.
-    pub(super) fn call<'m, M: MethodBody<'m>, T>(
+    pub(super) fn call<T>(
         &self,
-        method: &M,
+        method: &dyn Encode,
         decode: impl FnOnce(Method<'_>) -> Option<T>,
     ) -> Result<T> {
         self.core().call(self.timeout, method)?.decode(decode)
     }
 
     /// Sends a method that nothing answers.
-    pub(super) fn send<'m, M: MethodBody<'m>>(&self, method: &M) -> Result<()> {
+    pub(super) fn send(&self, method: &dyn Encode) -> Result<()> {
         let core = self.core();
         let outgoing = &core.connection.outgoing;
         let deadline = || Instant::now().checked_add(self.timeout);
         let pushed = outgoing.push_within(&core.gate, Kind::Method, deadline, |out, channel| {
             write_method(out, channel, outgoing.max_frame(), method)
         })?;
-        core.outcome(pushed, M::NAME, self.timeout)
+        core.outcome(pushed, method.name(), self.timeout)
     }
 }
 
 impl Core {
     /// Sends a method and waits for what answers it.
-    pub(super) fn call<'m, M: MethodBody<'m>>(&self, timeout: Duration, method: &M) -> Result<Answer> {
+    pub(super) fn call(&self, timeout: Duration, method: &dyn Encode) -> Result<Answer> {
         self.call_once_sent(timeout, method)?
     }
 
     /// The same for a method about a consumer.
-    pub(super) fn call_about<'m, M: MethodBody<'m>>(
+    pub(super) fn call_about(
         &self,
         consumer_tag: &str,
         timeout: Duration,
-        method: &M,
+        method: &dyn Encode,
     ) -> Result<()> {
-        self.call_expecting(Expected::about(M::REPLIES, consumer_tag), timeout, method)?.map(drop)
+        self.call_expecting(Expected::about(method.replies(), consumer_tag), timeout, method)?.map(drop)
     }
 
     /// The same, for who cares whether it was sent: the outer error says that it was not.
-    pub(super) fn call_once_sent<'m, M: MethodBody<'m>>(
-        &self,
-        timeout: Duration,
-        method: &M,
-    ) -> Result<Result<Answer>> {
-        self.call_expecting(M::REPLIES.into(), timeout, method)
+    pub(super) fn call_once_sent(&self, timeout: Duration, method: &dyn Encode) -> Result<Result<Answer>> {
+        self.call_expecting(method.replies().into(), timeout, method)
     }
 
-    fn call_expecting<'m, M: MethodBody<'m>>(
+    fn call_expecting(
         &self,
         expects: Expected,
         timeout: Duration,
-        method: &M,
+        method: &dyn Encode,
     ) -> Result<Result<Answer>> {
         let deadline = Instant::now().checked_add(timeout);
         let _awaiting = self.connection.incoming.awaiting()?;
-        let coming = self.begin(timeout, M::NAME, expects, Urgency::Caller, |out, channel| {
+        let coming = self.begin(timeout, method.name(), expects, Urgency::Caller, &mut |out, channel| {
             write_method(out, channel, self.connection.outgoing.max_frame(), method)
         })?;
         self.connection.outgoing.flush();
         // A late answer finds its own waiter, who is gone: it can never reach another call.
-        Ok(coming.wait(deadline).unwrap_or_else(|why| Err(self.given_up(why, M::NAME, timeout))))
+        Ok(coming.wait(deadline).unwrap_or_else(|why| Err(self.given_up(why, method.name(), timeout))))
     }
 
     /// Sends what `encode` writes, and leaves a waiter for the answer.
@@ -150,20 +146,20 @@ impl Core {
         &self,
         timeout: Duration,
         name: &'static str,
-        expects: impl Into<Expected>,
+        expects: Expected,
         urgency: Urgency,
-        mut encode: impl FnMut(&mut Vec<u8>, u16) -> Result<()>,
+        encode: &mut dyn FnMut(&mut Vec<u8>, u16) -> Result<()>,
     ) -> Result<Coming> {
         let deadline = Instant::now().checked_add(timeout);
         let outgoing = &self.connection.outgoing;
-        let (expects, answer) = (expects.into(), OneShot::new());
+        let answer = OneShot::new();
         let mut waiter = None;
         loop {
             let mut state = self.lock();
             state.check_open()?;
             // Registered and appended under one lock: answers come in the order of the waiters.
             state.calls.push_back(Waiting { expects: expects.clone(), answer: answer.clone() });
-            let pushed = outgoing.push(&self.gate, Kind::Method, urgency, waiter.clone(), &mut encode);
+            let pushed = outgoing.push_method(&self.gate, urgency, waiter.clone(), encode);
             if let Ok(Push::Accepted { flush }) = pushed {
                 drop(state);
                 if flush {

@@ -639,8 +639,8 @@ impl Core {
         }
         let _awaiting = self.connection.incoming.awaiting()?;
         let outgoing = &self.connection.outgoing;
-        let (name, replies) = (ConfirmSelect::NAME, ConfirmSelect::REPLIES);
-        let coming = self.begin(timeout, name, replies, Urgency::Caller, |out, channel| {
+        let (name, replies) = (ConfirmSelect::NAME, ConfirmSelect::REPLIES.into());
+        let coming = self.begin(timeout, name, replies, Urgency::Caller, &mut |out, channel| {
             write_method(out, channel, outgoing.max_frame(), &ConfirmSelect { nowait: false })?;
             // Under the outgoing buffer's lock: what is published after this method counts.
             self.confirms.select();

@@ -16,7 +16,7 @@ use crate::{
     error::Result,
     protocol::{
         frame::write_method,
-        spec::{Method, MethodBody},
+        spec::{Encode, Method},
     },
 };
 
@@ -109,16 +109,13 @@ impl Channel {
         Deferred(self)
     }
 
-    fn defer<'m, M: MethodBody<'m>, T>(
-        &self,
-        method: &M,
-        decode: fn(Method<'_>) -> Option<T>,
-    ) -> Result<Pending<T>> {
+    fn defer<T>(&self, method: &dyn Encode, decode: fn(Method<'_>) -> Option<T>) -> Result<Pending<T>> {
         let core = self.core();
-        let coming = core.begin(self.timeout, M::NAME, M::REPLIES, Urgency::Stream, |out, channel| {
+        let (name, expects) = (method.name(), method.replies().into());
+        let coming = core.begin(self.timeout, name, expects, Urgency::Stream, &mut |out, channel| {
             write_method(out, channel, core.connection.outgoing.max_frame(), method)
         })?;
-        Ok(Pending { core: core.clone(), coming, decode, name: M::NAME, timeout: self.timeout })
+        Ok(Pending { core: core.clone(), coming, decode, name, timeout: self.timeout })
     }
 }
 

@@ -59,7 +59,7 @@ use crate::{
         Connection,
         batch::Arrived,
         events::Event,
-        outgoing::{Gate, Kind, Push, Urgency},
+        outgoing::{Gate, Push, Urgency},
         shutdown::Step,
         slots::Free,
         state::{Accepted, Confirmation, Inbox, Shared, refusal},
@@ -68,7 +68,7 @@ use crate::{
     protocol::{
         content::Content,
         frame::write_method,
-        spec::{BasicCancelOk, ChannelClose, ChannelCloseOk, ChannelFlow, ChannelOpen, Method, MethodBody},
+        spec::{BasicCancelOk, ChannelClose, ChannelFlow, ChannelOpen, Method, MethodBody},
         wire::ShortStr,
     },
     sync::{GivenUp, OneShot, Waiter, lock, may_wait, waits_never, wake_all},
@@ -343,7 +343,7 @@ impl Core {
             };
             let waiting = waiter.clone();
             let opening = Gate::opened(id);
-            let pushed = outgoing.push(&opening, Kind::Method, Urgency::Caller, waiting, |out, channel| {
+            let pushed = outgoing.push_method(&opening, Urgency::Caller, waiting, &mut |out, channel| {
                 write_method(out, channel, outgoing.max_frame(), &ChannelOpen::default())?;
                 // From here on others may send: behind the open.
                 self.gate.open(channel);
@@ -406,9 +406,7 @@ impl Core {
         let _awaiting = self.connection.incoming.awaiting()?;
         let mut waiter = None;
         loop {
-            let pushed = outgoing.shut(&self.gate, waiter.clone(), |out, channel| {
-                write_method(out, channel, outgoing.max_frame(), &closing_method())
-            });
+            let pushed = outgoing.shut(&self.gate, waiter.clone(), &closing_method());
             match pushed {
                 Ok(Push::Later) if outgoing.pause(&mut waiter, deadline)? => {}
                 Ok(Push::Later) => break outgoing.shut_silently(&self.gate),
@@ -484,10 +482,7 @@ impl Core {
         if let Phase::Closed { close_ok_missing, .. } = &mut state.phase {
             *close_ok_missing = false;
         }
-        let crossed = outgoing.answer_close(&self.gate, |out| {
-            // Far below the smallest frame_max, so it cannot fail.
-            let _ = write_method(out, channel, outgoing.max_frame(), &ChannelCloseOk {});
-        });
+        let crossed = outgoing.answer_close(&self.gate);
         if crossed {
             self.connection.release_crossed(channel);
         } else {
@@ -541,7 +536,7 @@ impl Inbox for Core {
                 self.consumer_cancelled(cancel.consumer_tag.bytes());
                 if !cancel.no_wait {
                     let outgoing = &self.connection.outgoing;
-                    outgoing.push(&self.gate, Kind::Method, Urgency::Writer, None, |out, channel| {
+                    outgoing.push_method(&self.gate, Urgency::Writer, None, &mut |out, channel| {
                         let answer = BasicCancelOk { consumer_tag: cancel.consumer_tag };
                         write_method(out, channel, outgoing.max_frame(), &answer)
                     })?;

@@ -216,7 +216,7 @@ impl Core {
             message.message.body,
             Instant::now().checked_add(limit),
             |out, channel| message.write_head(out, channel, outgoing.max_frame()),
-            || numbered = self.confirms.number(place),
+            &mut || numbered = self.confirms.number(place),
         )?;
         if pushed == Push::HalfSent {
             let error = Error::timeout(Timeout::HALF_SENT, limit);

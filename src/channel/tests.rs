@@ -175,9 +175,9 @@ fn a_call_takes_eight_locks() {
                 .begin(
                     Duration::ZERO,
                     QueuePurge::NAME,
-                    QueuePurge::REPLIES,
+                    QueuePurge::REPLIES.into(),
                     Urgency::Caller,
-                    |out, channel| write_method(out, channel, 4096, &purge),
+                    &mut |out, channel| write_method(out, channel, 4096, &purge),
                 )
                 .unwrap();
             core.connection.outgoing.flush();

@@ -3,7 +3,6 @@
 use std::{
     net::{IpAddr, SocketAddr, ToSocketAddrs},
     sync::Arc,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -15,7 +14,7 @@ use super::{
 };
 use crate::{
     error::{Attempt, ConnectFailure, Error, Result},
-    sync::OneShot,
+    sync::{OneShot, spawn},
     transport::{
         Transport, is_timeout,
         stream::{Relay, Stream},
@@ -138,10 +137,7 @@ fn resolve(host: &Address, timeout: Duration) -> Result<Vec<SocketAddr>> {
     let answer = OneShot::new();
     let name = (host.host.clone(), host.port);
     let answered = answer.clone();
-    thread::Builder::new()
-        .name("leveret-resolve".into())
-        .spawn(move || answered.put(name.to_socket_addrs().map(Iterator::collect)))
-        .map_err(|error| Error::io("starting a thread", error))?;
+    spawn("leveret-resolve", move || answered.put(name.to_socket_addrs().map(Iterator::collect)))?;
     match answer.wait(Some(Instant::now() + timeout)) {
         // A coroutine does not connect by itself, so nobody is cancelled here.
         Err(_) => Err(Error::timeout("resolving the host name", timeout)),

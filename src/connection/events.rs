@@ -8,14 +8,13 @@ use std::{
         Arc, Mutex, Weak,
         atomic::{AtomicBool, Ordering},
     },
-    thread,
     time::{Duration, Instant},
 };
 
 use super::Connection;
 use crate::{
     error::{Error, HandlerFailure, Result, Returned, panic_message},
-    sync::{Waiter, lock, wake_all},
+    sync::{Waiter, lock, spawn, wake_all},
 };
 
 /// How many events wait for a slow reader of the feed before the oldest are dropped, confirms first.
@@ -295,11 +294,7 @@ impl Connection {
                 }
             }
         };
-        thread::Builder::new()
-            .name("leveret-events".into())
-            .spawn(run)
-            .map(drop)
-            .map_err(|error| Error::io("starting a thread", error))
+        spawn("leveret-events", run).map(drop)
     }
 }
 

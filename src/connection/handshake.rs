@@ -18,7 +18,7 @@ use crate::{
         sasl,
         spec::{
             ConnectionCloseOk, ConnectionOpen, ConnectionSecureOk, ConnectionStartOk, ConnectionTune,
-            ConnectionTuneOk, Method, MethodBody,
+            ConnectionTuneOk, Encode, Method,
         },
         value::FieldTable,
         wire::{LongStr, ShortStr, Table},
@@ -227,7 +227,7 @@ impl<'a> Dialog<'a> {
         Ok(())
     }
 
-    fn send_method<'m>(&mut self, method: &impl MethodBody<'m>) -> Result<()> {
+    fn send_method(&mut self, method: &dyn Encode) -> Result<()> {
         let mut out = Vec::new();
         write_method(&mut out, 0, UNTUNED_FRAME_MAX, method)?;
         self.send_frames(&out)

@@ -26,14 +26,14 @@ mod writer;
 use std::{
     fmt,
     sync::{Arc, Mutex},
-    thread::{self, JoinHandle},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use crate::{
     error::{Error, Result},
     protocol::{sasl::Secret, value::FieldTable},
-    sync::{GivenUp, lock, may_wait, on_a_thread, waits_never},
+    sync::{GivenUp, lock, may_wait, on_a_thread, spawn, waits_never},
     transport::stream::Stream,
 };
 use config::Config;
@@ -151,7 +151,7 @@ impl Connection {
             Ok(Ok(connection)) => connection,
             // It has no deadline of its own: each of its steps has one.
             Ok(Err(why)) => Err(why.forbidden().unwrap_or(Error::Cancelled)),
-            Err(error) => Err(Error::io("starting a thread", error)),
+            Err(error) => Err(error),
         }
     }
 
@@ -179,11 +179,7 @@ impl Connection {
     }
 
     fn spawn(&self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<()> {
-        let thread = thread::Builder::new().name(name.into()).spawn(run).map_err(|error| {
-            let error = Error::io("starting a thread", error);
-            self.handle.shared.fail(error.clone());
-            error
-        })?;
+        let thread = spawn(name, run).inspect_err(|error| self.handle.shared.fail(error.clone()))?;
         lock(&self.handle.threads).push(thread);
         Ok(())
     }
@@ -297,7 +293,6 @@ impl Handle {
             // It is closed all the same.
             Ok(Err(why)) => Err(why.forbidden().unwrap_or(Error::Cancelled)),
             Err(error) => {
-                let error = Error::io("starting a thread", error);
                 self.shared.fail(error.clone());
                 Err(error)
             }

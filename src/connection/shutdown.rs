@@ -2,7 +2,6 @@
 
 use std::{
     sync::Arc,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -12,7 +11,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result, Scope, Unfinished},
-    sync::may_wait,
+    sync::{may_wait, spawn},
 };
 
 /// What is asked of every channel, one step after the other.
@@ -98,11 +97,7 @@ impl Connection {
                 log::warn!(target: "leveret::connection", "{error}");
             }
         };
-        thread::Builder::new()
-            .name("leveret-shutdown".into())
-            .spawn(run)
-            .map(drop)
-            .map_err(|error| Error::io("starting a thread", error))
+        spawn("leveret-shutdown", run).map(drop)
     }
 }
 

@@ -17,7 +17,7 @@ use super::{
     events::{Event, Feeds},
     handshake::Negotiated,
     incoming::Incoming,
-    outgoing::{Gate, Kind, Outgoing, Push, Urgency},
+    outgoing::{Gate, Outgoing, Push, Urgency},
     shutdown::Step,
     slots::{Addressee, Free, Slots},
     tap::Taps,
@@ -375,17 +375,10 @@ impl Shared {
             log::warn!(target: "leveret::connection", "connection lost: {kept}");
         }
         match &cause {
-            Error::Refused(_) => self.outgoing.finish(LAST_WORDS, |out| {
-                let _ = write_method(out, 0, self.outgoing.max_frame(), &ConnectionCloseOk {});
-            }),
-            Error::Protocol(violation) => self.outgoing.finish(LAST_WORDS, |out| {
-                let _ = write_method(
-                    out,
-                    0,
-                    self.outgoing.max_frame(),
-                    &close_method(violation.code, &violation.text),
-                );
-            }),
+            Error::Refused(_) => self.outgoing.finish(LAST_WORDS, &ConnectionCloseOk {}),
+            Error::Protocol(violation) => {
+                self.outgoing.finish(LAST_WORDS, &close_method(violation.code, &violation.text));
+            }
             _ => self.outgoing.abort(),
         }
         self.incoming.close();
@@ -449,7 +442,7 @@ impl Shared {
             let waiting = waiter.clone();
             // Appended under the lock of the waiters, so that answers come in their order.
             let pushed =
-                self.outgoing.push(&self.gate, Kind::Method, Urgency::Caller, waiting, |out, channel| {
+                self.outgoing.push_method(&self.gate, Urgency::Caller, waiting, &mut |out, channel| {
                     write_method(out, channel, self.outgoing.max_frame(), &method)
                 })?;
             if let Push::Accepted { .. } = pushed {
@@ -472,11 +465,8 @@ impl Shared {
     fn send_close(&self, deadline: Instant) -> Result<()> {
         let mut waiter = None;
         loop {
-            let pushed = self.outgoing.close(waiter.clone(), |out| {
-                let close = close_method(ReplyCode::Success, CLOSED_BY_APPLICATION);
-                // Far below the smallest frame_max, so it cannot fail.
-                let _ = write_method(out, 0, self.outgoing.max_frame(), &close);
-            });
+            let close = close_method(ReplyCode::Success, CLOSED_BY_APPLICATION);
+            let pushed = self.outgoing.close(waiter.clone(), &close);
             if pushed != Push::Later || !self.outgoing.pause(&mut waiter, Some(deadline))? {
                 break;
             }

@@ -7,7 +7,7 @@
 //! Invariant: no error contains a password. In a malformed URI any piece may be part of one (`amqp://u:a/b@host`),
 //! so only the keys and values of the query are ever quoted, and [`Query::may_quote`] says when.
 
-use std::{str::FromStr, sync::Arc, time::Duration};
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
@@ -240,9 +240,11 @@ struct Key {
     kind: Kind,
     /// Sets the field. `None`: the value cannot be understood. Ranges are left to [`Config::validate`].
     parse: fn(&mut Config, &str) -> Option<()>,
-    /// The values to write: none if the field is not set. Values equal to the default's are left out anyway.
-    format: fn(&Config) -> Vec<String>,
+    /// Shows the values to write: none if the field is not set. Values equal to the default's are left out anyway.
+    format: fn(&Config, Show<'_>),
 }
+
+type Show<'a> = &'a mut dyn FnMut(&dyn fmt::Display);
 
 enum Kind {
     /// May be given once.
@@ -259,7 +261,7 @@ const fn key(
     name: &'static str,
     expects: &'static str,
     parse: fn(&mut Config, &str) -> Option<()>,
-    format: fn(&Config) -> Vec<String>,
+    format: fn(&Config, Show<'_>),
 ) -> Key {
     Key { name, expects, kind: Kind::Once, parse, format }
 }
@@ -268,6 +270,12 @@ impl Key {
     const fn kind(mut self, kind: Kind) -> Key {
         self.kind = kind;
         self
+    }
+
+    fn values(&self, config: &Config) -> Vec<String> {
+        let mut values = Vec::new();
+        (self.format)(config, &mut |value| values.push(value.to_string()));
+        values
     }
 }
 
@@ -281,101 +289,101 @@ const PATH: &str = "the path of a file";
 static KEYS: &[Key] = &[
     key("heartbeat", "seconds from 0 (off) to 65535",
         |config, text| set(&mut config.heartbeat, number(text).map(Duration::from_secs)),
-        |config| one(config.heartbeat.as_secs())),
+        |config, show| show(&config.heartbeat.as_secs())),
     key("connection_timeout", MILLISECONDS,
         |config, text| set(&mut config.connect_timeout, number(text).map(Duration::from_millis)),
-        |config| one(milliseconds(config.connect_timeout))),
+        |config, show| show(&milliseconds(config.connect_timeout))),
     key("handshake_timeout", MILLISECONDS,
         |config, text| set(&mut config.handshake_timeout, number(text).map(Duration::from_millis)),
-        |config| one(milliseconds(config.handshake_timeout))),
+        |config, show| show(&milliseconds(config.handshake_timeout))),
     key("rpc_timeout", MILLISECONDS,
         |config, text| set(&mut config.call_timeout, number(text).map(Duration::from_millis)),
-        |config| one(milliseconds(config.call_timeout))),
+        |config, show| show(&milliseconds(config.call_timeout))),
     key("close_timeout", MILLISECONDS,
         |config, text| set(&mut config.close_timeout, number(text).map(Duration::from_millis)),
-        |config| one(milliseconds(config.close_timeout))),
+        |config, show| show(&milliseconds(config.close_timeout))),
     key("drop_timeout", MILLISECONDS_OR_ZERO,
         |config, text| set(&mut config.drop_timeout, number(text).map(Duration::from_millis)),
-        |config| one(milliseconds(config.drop_timeout))),
+        |config, show| show(&milliseconds(config.drop_timeout))),
     key("publish_timeout", MILLISECONDS_OR_ZERO,
         |config, text| set(&mut config.publish_timeout, number(text).map(Duration::from_millis)),
-        |config| one(milliseconds(config.publish_timeout))),
+        |config, show| show(&milliseconds(config.publish_timeout))),
     key("confirm_timeout", MILLISECONDS,
         |config, text| set(&mut config.confirm_timeout, number(text).map(Duration::from_millis)),
-        |config| one(milliseconds(config.confirm_timeout))),
+        |config, show| show(&milliseconds(config.confirm_timeout))),
     key("max_outstanding_confirms", "a number of messages, 0 for no limit",
         |config, text| set(&mut config.max_outstanding_confirms, number(text)),
-        |config| one(config.max_outstanding_confirms)),
+        |config, show| show(&config.max_outstanding_confirms)),
     key("allow_immediate", "true or false",
         |config, text| set(&mut config.allow_immediate, text.parse().ok()),
-        |config| one(config.allow_immediate)),
+        |config, show| show(&config.allow_immediate)),
     key("heartbeat_send_percent", "a percentage from 1 to 100",
         |config, text| set(&mut config.heartbeat_send_percent, number(text)),
-        |config| one(config.heartbeat_send_percent)),
+        |config, show| show(&config.heartbeat_send_percent)),
     key("heartbeat_dead_percent", "a percentage from 100 to 1000",
         |config, text| set(&mut config.heartbeat_dead_percent, number(text)),
-        |config| one(config.heartbeat_dead_percent)),
+        |config, show| show(&config.heartbeat_dead_percent)),
     key("channel_max", "a number of channels from 0 (no limit) to 65535",
         |config, text| set(&mut config.channel_max, number(text)),
-        |config| one(config.channel_max)),
+        |config, show| show(&config.channel_max)),
     key("frame_max", "a number of bytes: 0 (no limit), or 4096 to 4294967295",
         |config, text| set(&mut config.frame_max, number(text)),
-        |config| one(config.frame_max)),
+        |config, show| show(&config.frame_max)),
     key("prefetch", "a number of messages from 0 (no limit) to 65535",
         |config, text| set(&mut config.prefetch, number(text)),
-        |config| one(config.prefetch)),
+        |config, show| show(&config.prefetch)),
     key("outgoing_buffer", BYTES,
         |config, text| set(&mut config.outgoing_buffer, number(text)),
-        |config| one(config.outgoing_buffer)),
+        |config, show| show(&config.outgoing_buffer)),
     key("incoming_buffer", BYTES,
         |config, text| set(&mut config.incoming_buffer, number(text)),
-        |config| one(config.incoming_buffer)),
+        |config, show| show(&config.incoming_buffer)),
     key("max_message_size", "a number of bytes, at least 1",
         |config, text| set(&mut config.max_message_size, number(text)),
-        |config| one(config.max_message_size)),
+        |config, show| show(&config.max_message_size)),
     key("auth_mechanism", "plain, amqplain, external or anonymous",
         |config, text| {
             config.auth_mechanisms.push(Arc::new(Mechanism::named(text)?));
             Some(())
         },
-        |config| config.auth_mechanisms.iter().map(|mechanism| mechanism.name().to_lowercase()).collect())
+        |config, show| config.auth_mechanisms.iter().for_each(|mechanism| show(&mechanism.name().to_lowercase())))
         .kind(Kind::Repeated(|config| config.auth_mechanisms.clear())),
     key("connection_name", "any text",
         |config, text| set(&mut config.connection_name, Some(Some(text.to_owned()))),
-        |config| optional(config.connection_name.as_ref())),
+        |config, show| optional(config.connection_name.as_ref(), show)),
     key("tcp_nodelay", "true or false",
         |config, text| set(&mut config.tcp_nodelay, text.parse().ok()),
-        |config| one(config.tcp_nodelay)),
+        |config, show| show(&config.tcp_nodelay)),
     key("keepalive", "seconds from 0 (off) to 32767",
         |config, text| {
             let seconds: u64 = number(text)?;
             set(&mut config.keepalive, Some((seconds != 0).then_some(Duration::from_secs(seconds))))
         },
-        |config| one(config.keepalive.unwrap_or_default().as_secs())),
+        |config, show| show(&config.keepalive.unwrap_or_default().as_secs())),
     key("bind_address", "an IP address",
         |config, text| set(&mut config.bind_address, text.parse().ok().map(Some)),
-        |config| optional(config.bind_address)),
+        |config, show| optional(config.bind_address, show)),
     key("send_buffer", SOCKET_BYTES,
         |config, text| set(&mut config.send_buffer, number(text).map(Some)),
-        |config| optional(config.send_buffer)),
+        |config, show| optional(config.send_buffer, show)),
     key("receive_buffer", SOCKET_BYTES,
         |config, text| set(&mut config.receive_buffer, number(text).map(Some)),
-        |config| optional(config.receive_buffer)),
+        |config, show| optional(config.receive_buffer, show)),
     key("cacertfile", PATH,
         |config, text| set(&mut config.tls.as_mut()?.ca_certificate_file, Some(Some(text.into()))),
-        |config| tls(config, |tls| optional(tls.ca_certificate_file.as_ref().map(|path| path.display()))))
+        |config, show| optional(config.tls.as_ref().and_then(|tls| tls.ca_certificate_file.as_ref().map(|path| path.display())), show))
         .kind(Kind::Tls),
     key("certfile", PATH,
         |config, text| set(&mut config.tls.as_mut()?.certificate_file, Some(Some(text.into()))),
-        |config| tls(config, |tls| optional(tls.certificate_file.as_ref().map(|path| path.display()))))
+        |config, show| optional(config.tls.as_ref().and_then(|tls| tls.certificate_file.as_ref().map(|path| path.display())), show))
         .kind(Kind::Tls),
     key("keyfile", PATH,
         |config, text| set(&mut config.tls.as_mut()?.key_file, Some(Some(text.into()))),
-        |config| tls(config, |tls| optional(tls.key_file.as_ref().map(|path| path.display()))))
+        |config, show| optional(config.tls.as_ref().and_then(|tls| tls.key_file.as_ref().map(|path| path.display())), show))
         .kind(Kind::Tls),
     key("password", "the passphrase of the key file",
         |config, text| set(&mut config.tls.as_mut()?.password, Some(Some(text.into()))),
-        |config| tls(config, |tls| optional(tls.password.as_ref().map(Secret::expose))))
+        |config, show| optional(config.tls.as_ref().and_then(|tls| tls.password.as_ref().map(Secret::expose)), show))
         .kind(Kind::Secret),
     key("verify", "verify_peer or verify_none",
         |config, text| {
@@ -386,7 +394,7 @@ static KEYS: &[Key] = &[
             };
             set(&mut config.tls.as_mut()?.danger_accept_any_certificate, Some(accept_any))
         },
-        |config| tls(config, |tls| optional(tls.danger_accept_any_certificate.then_some("verify_none"))))
+        |config, show| optional(config.tls.as_ref().and_then(|tls| tls.danger_accept_any_certificate.then_some("verify_none")), show))
         .kind(Kind::Tls),
     key("server_name_indication", "a host name, or disable",
         |config, text| {
@@ -396,17 +404,15 @@ static KEYS: &[Key] = &[
             };
             set(&mut config.tls.as_mut()?.server_name, Some(name))
         },
-        |config| {
-            tls(config, |tls| match &tls.server_name {
-                ServerName::Host => Vec::new(),
-                ServerName::Custom(name) => one(name),
-                ServerName::Off => one("disable"),
-            })
+        |config, show| match config.tls.as_ref().map(|tls| &tls.server_name) {
+            None | Some(ServerName::Host) => {}
+            Some(ServerName::Custom(name)) => show(name),
+            Some(ServerName::Off) => show(&"disable"),
         })
         .kind(Kind::Tls),
     key("recovery", "off (automatic recovery is not available yet)",
         |_, text| (text == "off").then_some(()),
-        |_| Vec::new()),
+        |_, _| {}),
 ];
 
 /// `frame_max` becomes `frameMax`, the spelling of some other clients.
@@ -429,16 +435,8 @@ fn number<T: FromStr>(text: &str) -> Option<T> {
     if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
 }
 
-fn one(value: impl ToString) -> Vec<String> {
-    vec![value.to_string()]
-}
-
-fn optional(value: Option<impl ToString>) -> Vec<String> {
-    value.map(one).unwrap_or_default()
-}
-
-fn tls(config: &Config, format: fn(&TlsOptions) -> Vec<String>) -> Vec<String> {
-    config.tls.as_ref().map(format).unwrap_or_default()
+fn optional(value: Option<impl fmt::Display>, show: Show<'_>) {
+    value.iter().for_each(|value| show(value));
 }
 
 /// Rounded up, so that a short wait does not become no wait.
@@ -486,8 +484,8 @@ fn format_query(config: &Config, passwords: Passwords) -> String {
     let default = Config::default();
     let mut query = String::new();
     for key in KEYS {
-        let values = (key.format)(config);
-        if values == (key.format)(&default) {
+        let values = key.values(config);
+        if values == key.values(&default) {
             continue;
         }
         for value in values {

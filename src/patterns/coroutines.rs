@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    listen::{Dispatch, start_dispatcher, starting},
+    listen::{Dispatch, start_dispatcher},
     running::Running,
 };
 use crate::{Consumer, Handler, Listen, Result, hooks::spawn_coroutine};
@@ -52,7 +52,7 @@ pub(super) fn start<H: Handler>(running: &Arc<Running>, handlers: Vec<H>, consum
             Ok(coroutine) => coroutines.push(coroutine),
             Err(error) => {
                 running.handoff.close();
-                return Err(starting(error));
+                return Err(error);
             }
         }
     }

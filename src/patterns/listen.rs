@@ -1,13 +1,16 @@
 //! Starting a listener.
 
-use std::{fmt, io, sync::Arc, thread};
+use std::{fmt, sync::Arc};
 
 use super::{
     listener::Listener,
     policy::{Failed, FailurePolicy, Policy},
     running::{OnException, Running, guarded},
 };
-use crate::{Consumer, Error, Handler, Result, hooks::Job};
+use crate::{
+    Consumer, Error, Handler, Result,
+    hooks::{Job, spawn},
+};
 
 /// How messages are listened to. A bare handler converts into it.
 ///
@@ -211,14 +214,6 @@ pub(super) fn start_dispatcher(
         shared.finish(result);
     });
     dispatcher.map(drop).inspect_err(|_| running.handoff.close())
-}
-
-pub(super) fn starting(error: io::Error) -> Error {
-    Error::Io { during: "starting a thread", source: Arc::new(error) }
-}
-
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<thread::JoinHandle<()>> {
-    thread::Builder::new().name(name.into()).spawn(run).map_err(starting)
 }
 
 impl<H> fmt::Debug for Listen<H> {

@@ -8,21 +8,29 @@
 //! Reserved fields are ordinary fields that nobody sets: requests are built with `..Default::default()`.
 
 use super::{
-    value::{FieldTable, FieldValue},
+    value::FieldTable,
     wire::{Field, LongStr, Malformed, Reader, ShortStr, Table, Writer},
 };
 #[cfg(any(test, fuzzing))]
 use {super::frame, crate::error};
 
+/// What it takes to send a method, whichever it is: so what sends methods is compiled once, not once for each.
+pub(crate) trait Encode {
+    /// Class and method.
+    fn ids(&self) -> (u16, u16);
+    fn name(&self) -> &'static str;
+    /// The names of the methods that answer this one; none when it is asynchronous.
+    fn replies(&self) -> &'static [&'static str];
+    fn write(&self, writer: &mut Writer<'_>);
+}
+
 /// One method: what every row of the table has.
-pub(crate) trait MethodBody<'a>: Sized + Into<Method<'a>> {
+pub(crate) trait MethodBody<'a>: Encode + Sized + Into<Method<'a>> {
     const CLASS: u16;
     const METHOD: u16;
     const NAME: &'static str;
-    /// The names of the methods that answer this one; none when it is asynchronous.
     const REPLIES: &'static [&'static str];
     fn read(reader: &mut Reader<'a>) -> Result<Self, Malformed>;
-    fn write(&self, writer: &mut Writer<'_>);
 }
 
 /// What a test or a dissector may want to know about a method without having one.
@@ -52,7 +60,12 @@ macro_rules! methods {
                 fn read(_reader: &mut Reader<'a>) -> Result<Self, Malformed> {
                     Ok($name { $($field: Field::read(_reader)?),* })
                 }
-                #[inline]
+            }
+
+            impl $(<$life>)? Encode for $name $(<$life>)? {
+                fn ids(&self) -> (u16, u16) { ($class, $method) }
+                fn name(&self) -> &'static str { $text }
+                fn replies(&self) -> &'static [&'static str] { &[$($($reply),+)?] }
                 fn write(&self, _writer: &mut Writer<'_>) { $(self.$field.write(_writer);)* }
             }
 
@@ -86,8 +99,9 @@ macro_rules! methods {
             pub(crate) fn fields(&self) -> FieldTable {
                 match self {
                     $(Method::$name($name { $($field),* }) => {
-                        let fields: Vec<(&str, FieldValue)> = vec![$((stringify!($field), $field.value())),*];
-                        fields.into_iter().collect()
+                        let mut _fields = FieldTable::new();
+                        $(_fields.insert(stringify!($field), $field.value());)*
+                        _fields
                     })+
                 }
             }

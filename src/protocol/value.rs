@@ -212,7 +212,10 @@ impl FieldTable {
     ///
     /// Names over 255 bytes are refused by the call that would send the table.
     pub fn insert(&mut self, name: impl Into<String>, value: impl Into<FieldValue>) -> Option<FieldValue> {
-        let (name, value) = (name.into(), value.into());
+        self.insert_owned(name.into(), value.into())
+    }
+
+    fn insert_owned(&mut self, name: String, value: FieldValue) -> Option<FieldValue> {
         match self.0.iter_mut().find(|(known, _)| *known == name) {
             Some((_, old)) => Some(std::mem::replace(old, value)),
             None => {

@@ -29,6 +29,7 @@ use may::{
 };
 
 use super::GivenUp;
+use crate::error::{Error, Result};
 
 /// The longest timeout that the timer is given; a longer wait just goes on after it.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
@@ -115,11 +116,12 @@ impl Id {
 ///
 /// # Errors
 /// There is no memory for its stack, or the system allows no more mappings.
-pub(crate) fn spawn(stack: usize, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+pub(crate) fn spawn(stack: usize, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
     let builder = Builder::new().stack_size(stack / size_of::<usize>());
     // It panics where it finds no memory.
     panic::catch_unwind(AssertUnwindSafe(|| may::go!(builder, work)))
-        .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::OutOfMemory)))
+        .unwrap_or_else(|_| Err(io::ErrorKind::OutOfMemory.into()))
+        .map_err(|error| Error::io("starting a thread", error))
 }
 
 /// Rounded up.

@@ -17,8 +17,8 @@ use super::{
     pipe::{Pipe, pipe},
 };
 use crate::{
-    error::{Error, Result},
-    sync::{OneShot, lock},
+    error::Result,
+    sync::{OneShot, lock, spawn},
 };
 
 /// What may wait in each direction between the library and the stream.
@@ -116,11 +116,6 @@ impl Relay {
         })?;
         Ok(relay)
     }
-}
-
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<()> {
-    let thread = thread::Builder::new().name(name.into()).spawn(run);
-    thread.map(drop).map_err(|error| Error::io("starting a thread", error))
 }
 
 impl Transport for Relay {

@@ -515,7 +515,7 @@ impl Inline {
     fn begin_cancel(&self, limit: Duration, urgency: Urgency) -> Result<Coming> {
         let consumer_tag = ShortStr::new("the consumer tag", &self.tag)?;
         let expects = Expected::about(BasicCancel::REPLIES, &self.tag);
-        self.core.begin(limit, BasicCancel::NAME, expects, urgency, |out, channel| {
+        self.core.begin(limit, BasicCancel::NAME, expects, urgency, &mut |out, channel| {
             let cancel = BasicCancel { consumer_tag, no_wait: false };
             write_method(out, channel, self.core.connection.outgoing.max_frame(), &cancel)
         })

@@ -193,7 +193,7 @@ impl DeliveryQueue {
         let method =
             BasicCancel { consumer_tag: ShortStr::new("the consumer tag", &self.tag)?, no_wait: false };
         let expects = Expected::about(BasicCancel::REPLIES, &self.tag);
-        self.core.begin(timeout, BasicCancel::NAME, expects, Urgency::Caller, |out, channel| {
+        self.core.begin(timeout, BasicCancel::NAME, expects, Urgency::Caller, &mut |out, channel| {
             write_method(out, channel, self.core.connection.outgoing.max_frame(), &method)
         })
     }

@@ -43,7 +43,7 @@ impl Outgoing {
         body: &[u8],
         deadline: Option<Instant>,
         head: impl FnOnce(&mut Vec<u8>, u16) -> Result<()>,
-        begin: impl FnOnce(),
+        begin: &mut dyn FnMut(),
     ) -> Result<Push> {
         let mut waiter = None;
         let opened = loop {
@@ -97,7 +97,7 @@ impl Outgoing {
         head: &[u8],
         body: &[u8],
         deadline: Option<Instant>,
-        begin: impl FnOnce(),
+        begin: &mut dyn FnMut(),
     ) -> Result<Push> {
         let mut pieces = body.chunks(self.body_per_turn());
         let first = pieces.next().unwrap_or_default();
@@ -106,7 +106,7 @@ impl Outgoing {
             return Ok(first);
         }
         for piece in pieces {
-            match self.push_piece(gate, opened, &[], piece, deadline, || {})? {
+            match self.push_piece(gate, opened, &[], piece, deadline, &mut || {})? {
                 Push::Accepted { .. } => {}
                 Push::Later => return Ok(Push::HalfSent),
                 other => return Ok(other),
@@ -130,7 +130,7 @@ impl Outgoing {
         mut head: &[u8],
         body: &[u8],
         deadline: Option<Instant>,
-        begin: impl FnOnce(),
+        begin: &mut dyn FnMut(),
     ) -> Result<Push> {
         let mut begin = Some(begin);
         let mut waiter = None;
@@ -175,7 +175,7 @@ impl Outgoing {
         head: &[u8],
         piece: &[u8],
         deadline: Option<Instant>,
-        begin: impl FnOnce(),
+        begin: &mut dyn FnMut(),
     ) -> Result<Push> {
         let mut waiter = None;
         let mut state = loop {

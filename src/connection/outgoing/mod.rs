@@ -30,7 +30,10 @@ use std::{
 use super::{tap::Taps, writer::LINGER};
 use crate::{
     error::{Error, Result},
-    protocol::{frame::write_method, spec::ChannelFlowOk},
+    protocol::{
+        frame::write_method,
+        spec::{ChannelClose, ChannelCloseOk, ChannelFlowOk, ConnectionClose, Encode},
+    },
     sync::{Waiter, is_coroutine, lock, waits_never, wake_all},
     transport::{Patience, Transport, is_timeout, tap::Direction},
 };
@@ -262,6 +265,17 @@ impl Outgoing {
             return Err(error);
         }
         Ok(Push::Accepted { flush: self.arrange_writing(state, urgency) })
+    }
+
+    /// [`push`](Outgoing::push) for methods that do not come by the thousand: compiled once.
+    pub(crate) fn push_method(
+        &self,
+        gate: &Gate,
+        urgency: Urgency,
+        waiter: Option<Waiter>,
+        encode: &mut dyn FnMut(&mut Vec<u8>, u16) -> Result<()>,
+    ) -> Result<Push> {
+        self.push(gate, Kind::Method, urgency, waiter, encode)
     }
 
     /// Decides who writes what was appended; true when the caller is to.
@@ -496,16 +510,11 @@ impl Outgoing {
         wake_all(waiting);
     }
 
-    /// Shuts a channel's gate behind the close that `last` appends. [`Push::Later`] while a content is being
+    /// Appends a channel's close and shuts its gate behind it. [`Push::Later`] while a content is being
     /// sent in pieces: nothing may come between these.
-    pub(crate) fn shut(
-        &self,
-        gate: &Gate,
-        waiter: Option<Waiter>,
-        last: impl FnOnce(&mut Vec<u8>, u16) -> Result<()>,
-    ) -> Result<Push> {
-        let pushed = self.push(gate, Kind::Method, Urgency::Caller, waiter, |out, channel| {
-            last(out, channel)?;
+    pub(crate) fn shut(&self, gate: &Gate, waiter: Option<Waiter>, close: &ChannelClose<'_>) -> Result<Push> {
+        let pushed = self.push_method(gate, Urgency::Caller, waiter, &mut |out, channel| {
+            write_method(out, channel, self.max_frame, close)?;
             gate.set(SHUT);
             Ok(())
         });
@@ -521,11 +530,11 @@ impl Outgoing {
 
     /// The reader's: shuts a channel's gate and appends the answer to the peer's close, even between the
     /// pieces of a content, which the peer ignores by now. True if a close of ours went out before.
-    pub(crate) fn answer_close(&self, gate: &Gate, answer: impl FnOnce(&mut Vec<u8>)) -> bool {
+    pub(crate) fn answer_close(&self, gate: &Gate) -> bool {
         let mut state = lock(&self.state);
         let before = gate.set(SHUT);
         if state.phase == Phase::Open {
-            answer(&mut state.buffer);
+            self.append(&mut state, before as u16, &ChannelCloseOk {});
         }
         let waiting = std::mem::take(&mut state.waiting);
         self.arrange_writing(state, Urgency::Writer);
@@ -561,9 +570,12 @@ impl Outgoing {
     }
 
     fn append_flow_ok(&self, state: &mut State, bits: u32) {
-        let answer = ChannelFlowOk { active: bits & STOPPED == 0 };
-        // Far below the smallest frame_max, so it cannot fail.
-        let _ = write_method(&mut state.buffer, bits as u16, self.max_frame, &answer);
+        self.append(state, bits as u16, &ChannelFlowOk { active: bits & STOPPED == 0 });
+    }
+
+    /// For methods far below the smallest frame_max, so that it cannot fail.
+    fn append(&self, state: &mut State, channel: u16, method: &dyn Encode) {
+        let _ = write_method(&mut state.buffer, channel, self.max_frame, method);
     }
 
     /// Stops or resumes contents on all channels.
@@ -577,8 +589,8 @@ impl Outgoing {
         wake_all(waiting);
     }
 
-    /// Appends what `last` writes, and refuses everything from now on. [`Push::Later`] while there is no room.
-    pub(crate) fn close(&self, waiter: Option<Waiter>, last: impl FnOnce(&mut Vec<u8>)) -> Push {
+    /// Appends the connection's close, and refuses everything from now on. [`Push::Later`] while there is no room.
+    pub(crate) fn close(&self, waiter: Option<Waiter>, close: &ConnectionClose<'_>) -> Push {
         let mut state = lock(&self.state);
         if state.phase != Phase::Open {
             return Push::Shut;
@@ -587,7 +599,7 @@ impl Outgoing {
             state.waiting.extend(waiter);
             return Push::Later;
         }
-        last(&mut state.buffer);
+        self.append(&mut state, 0, close);
         state.phase = Phase::Closing;
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
@@ -595,12 +607,12 @@ impl Outgoing {
         Push::Accepted { flush: true }
     }
 
-    /// Refuses everything from now on, lets `last` append what is still to be said, and has the writer thread
-    /// write what is left within `grace` and then shut the transport down.
-    pub(crate) fn finish(&self, grace: Duration, last: impl FnOnce(&mut Vec<u8>)) {
+    /// Refuses everything from now on, appends what is still to be said, and has the writer thread write what is
+    /// left within `grace` and then shut the transport down.
+    pub(crate) fn finish(&self, grace: Duration, last: &dyn Encode) {
         let mut state = lock(&self.state);
         if matches!(state.phase, Phase::Open | Phase::Closing) {
-            last(&mut state.buffer);
+            self.append(&mut state, 0, last);
             state.phase = Phase::Draining(Instant::now() + grace);
         }
         let waiting = std::mem::take(&mut state.waiting);

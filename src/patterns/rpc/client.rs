@@ -12,7 +12,6 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    thread,
     time::{Duration, Instant},
 };
 
@@ -20,7 +19,7 @@ use super::ERROR_HEADER;
 use crate::{
     BasicProperties, Channel, Connection, Consume, Consumer, Delivery, Error, Outcome, Publish, QueueDeclare,
     Result, Scope, Timeout,
-    hooks::{OneShot, Waiter, lock, may_wait},
+    hooks::{OneShot, Waiter, lock, may_wait, spawn},
 };
 
 /// RabbitMQ's name for "the consumer on this channel".
@@ -157,10 +156,7 @@ impl Client {
             shared: Arc::default(),
         };
         let shared = client.shared.clone();
-        thread::Builder::new()
-            .name("leveret-rpc".into())
-            .spawn(move || shared.take_answers(consumer))
-            .map_err(|error| Error::Io { during: "starting a thread", source: Arc::new(error) })?;
+        spawn("leveret-rpc", move || shared.take_answers(consumer))?;
         Ok(client)
     }
 
