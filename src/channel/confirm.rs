@@ -146,10 +146,15 @@ impl Channel {
     /// # Errors
     /// [`Error::Refused`] with 406 on a channel with transactions. Those of every call: see [`Channel`].
     ///
-    /// ```no_run
-    /// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # let channel = connection.channel()?;
+    /// # channel.queue_declare("orders")?;
     /// channel.confirm_select()?;
     /// channel.publish_confirmed("", "orders", "order 7")?; // Ok: the broker has it
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn confirm_select(&self) -> Result<()> {
@@ -205,8 +210,12 @@ impl Channel {
     ///   again, unless the channel was lost: then all do, until it is in confirm mode again.
     /// - [`Error::Invalid`]: the channel was never put into confirm mode.
     ///
-    /// ```no_run
-    /// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # let channel = connection.channel()?;
+    /// # channel.queue_declare("orders")?;
     /// use std::time::Duration;
     ///
     /// channel.confirm_select()?;
@@ -214,6 +223,7 @@ impl Channel {
     ///     channel.basic_publish("", "orders", &format!("order {number}"))?;
     /// }
     /// channel.wait_for_confirms(Duration::from_secs(30))?;
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn wait_for_confirms(&self, timeout: Duration) -> Result<()> {

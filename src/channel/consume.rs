@@ -157,15 +157,22 @@ impl Channel {
     /// - [`Error::Refused`]: 404 for a queue that does not exist, 403 when it is consumed exclusively.
     /// - Those of every call: see [`Channel`].
     ///
-    /// ```no_run
-    /// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # let channel = connection.channel()?;
+    /// # channel.queue_declare("orders")?;
+    /// # channel.basic_publish("", "orders", "order 7")?;
     /// use std::time::Duration;
     /// use leveret::Consume;
     ///
     /// let mut consumer = channel.basic_consume(Consume::new("orders").consumer_tag("billing-1"))?;
     /// while let Some(delivery) = consumer.next_timeout(Duration::from_secs(5))? {
     ///     delivery.ack()?;
+    /// #     break;
     /// }
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn basic_consume<'a>(&self, consume: impl Into<Consume<'a>>) -> Result<Consumer> {

@@ -82,8 +82,11 @@ pub struct Deferred<'c>(&'c Channel);
 impl Channel {
     /// The calls whose answers are collected later. A thousand of them cost hardly more than one round trip.
     ///
-    /// ```no_run
-    /// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # let channel = connection.channel()?;
     /// let declares: Vec<_> = ["foo", "bar", "baz"]
     ///     .into_iter()
     ///     .map(|name| channel.deferred().queue_declare(name))
@@ -91,18 +94,24 @@ impl Channel {
     /// for declare in declares {
     ///     println!("{} messages", declare.wait()?.message_count);
     /// }
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     ///
     /// and, on a channel in [confirm mode](Channel::confirm_select), publishes whose outcomes are collected later:
     ///
-    /// ```no_run
-    /// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # let channel = connection.channel()?;
+    /// # channel.queue_declare("orders")?;
     /// channel.confirm_select()?;
     /// let first = channel.deferred().basic_publish("", "orders", "order 7")?;
     /// let second = channel.deferred().basic_publish("", "orders", "order 8")?;
     /// first.wait().into_result()?;
     /// second.wait().into_result()?;
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn deferred(&self) -> Deferred<'_> {

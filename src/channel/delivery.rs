@@ -137,13 +137,20 @@ impl Delivery {
     /// - [`Error::Invalid`]: it came without acknowledgements (`no_ack`).
     /// - The reason why the channel or the connection is closed.
     ///
-    /// ```no_run
-    /// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # let channel = connection.channel()?;
+    /// # channel.queue_declare("orders")?;
+    /// # channel.basic_publish("", "orders", "order 7")?;
     /// for delivery in channel.basic_consume("orders")? {
     ///     let delivery = delivery?;
     ///     println!("{}", delivery.text()?);
     ///     delivery.ack()?;
+    /// #     break;
     /// }
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn ack(&self) -> Result<()> {

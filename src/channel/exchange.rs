@@ -245,10 +245,14 @@ impl Channel {
     /// begin with `amq.`, 406 for a type that the broker does not know (RabbitMQ before 4.0: 503, which closes the
     /// connection). Those of every call: see [`Channel`].
     ///
-    /// ```no_run
-    /// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # let channel = connection.channel()?;
     /// use leveret::{ExchangeDeclare, ExchangeKind};
     /// channel.exchange_declare(ExchangeDeclare::new("shop", ExchangeKind::Topic).durable(true))?;
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn exchange_declare<'a>(&self, declare: impl Into<ExchangeDeclare<'a>>) -> Result<()> {

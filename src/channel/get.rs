@@ -101,12 +101,18 @@ impl Channel {
     /// [`Error::Refused`](crate::Error::Refused) with 404 for a queue that does not exist; those of every
     /// call: see [`Channel`].
     ///
-    /// ```no_run
-    /// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # let channel = connection.channel()?;
+    /// # channel.queue_declare("orders")?;
+    /// # channel.basic_publish("", "orders", "order 7")?;
     /// while let Some(message) = channel.basic_get("orders")? {
     ///     println!("{} ({} left)", message.text()?, message.message_count().unwrap_or(0));
     ///     message.ack()?;
     /// }
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn basic_get<'a>(&self, get: impl Into<Get<'a>>) -> Result<Option<Delivery>> {
@@ -144,9 +150,13 @@ impl Channel {
     /// # Errors
     /// Those of every call: see [`Channel`].
     ///
-    /// ```no_run
-    /// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # let channel = connection.channel()?;
     /// channel.basic_qos(1)?;
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn basic_qos(&self, qos: impl Into<Qos>) -> Result<()> {

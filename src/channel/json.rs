@@ -14,8 +14,12 @@ impl Message {
     /// [`Error::Invalid`]: JSON cannot express the value (a map whose keys are no texts, or an error of the type's
     /// own), and serde's reason.
     ///
-    /// ```no_run
-    /// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # let channel = connection.channel()?;
+    /// # channel.queue_declare("orders")?;
     /// use leveret::Message;
     ///
     /// #[derive(serde::Serialize)]
@@ -26,6 +30,7 @@ impl Message {
     ///
     /// let order = Order { number: 7, items: vec!["carrot".into()] };
     /// channel.basic_publish("", "orders", &Message::json(&order)?)?;
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<Message> {
@@ -46,8 +51,13 @@ impl Delivery {
     /// [`Error::Malformed`] if the body is not JSON, or not that of a `T`; says what is wrong and where. The
     /// delivery stays as it was, and can be [rejected](Delivery::reject):
     ///
-    /// ```no_run
-    /// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # let channel = connection.channel()?;
+    /// # channel.queue_declare("orders")?;
+    /// # channel.basic_publish("", "orders", r#"{"number": 7}"#)?;
     /// use leveret::Requeue;
     ///
     /// #[derive(serde::Deserialize)]
@@ -67,7 +77,9 @@ impl Delivery {
     ///             delivery.reject(Requeue::No)?;
     ///         }
     ///     }
+    /// #     break;
     /// }
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn json<'a, T: Deserialize<'a>>(&'a self) -> Result<T> {
@@ -76,10 +88,36 @@ impl Delivery {
 }
 
 impl BorrowedDelivery<'_> {
-    /// See [`Delivery::json`]. Needs the feature `json`.
+    /// The body, read as JSON where it lies: see [`Delivery::json`]. Needs the feature `json`.
     ///
     /// # Errors
     /// Those of [`Delivery::json`].
+    ///
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # let channel = connection.channel()?;
+    /// # channel.queue_declare("prices")?;
+    /// use leveret::{BorrowedDelivery, Consume};
+    ///
+    /// #[derive(serde::Deserialize)]
+    /// struct Price<'a> {
+    ///     item: &'a str, // borrowed from the message
+    ///     cents: u64,
+    /// }
+    ///
+    /// let consumer = channel.basic_consume_inline(
+    ///     Consume::new("prices").no_ack(true),
+    ///     |delivery: &BorrowedDelivery<'_>| {
+    ///         let price = delivery.json::<Price<'_>>()?;
+    ///         println!("{}: {}", price.item, price.cents);
+    ///         Ok(())
+    ///     },
+    /// )?;
+    /// # }
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
     pub fn json<'a, T: Deserialize<'a>>(&'a self) -> Result<T> {
         read(self.body())
     }

@@ -7,13 +7,18 @@ use crate::protocol::properties::BasicProperties;
 
 /// A message that owns its body and its properties. Publish it by reference:
 ///
-/// ```no_run
-/// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+/// ```
+/// # #[cfg(feature = "broker")] {
+/// # let broker = leveret::broker::Broker::start();
+/// # let connection = broker.connect()?;
+/// # let channel = connection.channel()?;
+/// # channel.queue_declare("orders")?;
 /// use leveret::{Message, Publish};
 ///
 /// let order = Message::text("order 7").map_properties(|properties| properties.persistent());
 /// channel.basic_publish("", "orders", &order)?;
 /// channel.basic_publish("", "orders", Publish::from(&order).mandatory(true))?;
+/// # }
 /// # Ok::<(), leveret::Error>(())
 /// ```
 ///

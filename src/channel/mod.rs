@@ -153,11 +153,14 @@ impl Connection {
     /// - [`Error::ChannelsExhausted`]: as many as were negotiated are open.
     /// - The reason why the connection was lost or closed; [`Error::Timeout`].
     ///
-    /// ```no_run
-    /// # let connection = leveret::Connection::open("amqp://localhost")?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
     /// let channel = connection.channel()?;
     /// channel.queue_declare("orders")?;
     /// channel.close()?;
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     #[doc(alias("create_channel", "open_channel", "allocate_channel"))]
@@ -176,12 +179,15 @@ impl Connection {
     /// # Errors
     /// Also those of [`channel`](Connection::channel) and [`Channel::close`].
     ///
-    /// ```no_run
-    /// # let connection = leveret::Connection::open("amqp://localhost")?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
     /// let result = connection.with_channel(|channel| {
     ///     channel.basic_publish("no such exchange", "key", "lost")
     /// });
     /// assert_eq!(result.unwrap_err().reply_code(), Some(leveret::ReplyCode::NotFound));
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn with_channel<T, E: From<Error>>(
@@ -200,10 +206,14 @@ impl Connection {
 impl Channel {
     /// The same channel, with another limit for calls made through the returned handle.
     ///
-    /// ```no_run
-    /// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # let channel = connection.channel()?;
     /// use std::time::Duration;
     /// channel.within(Duration::from_secs(1)).queue_declare("orders")?;
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     #[must_use]

@@ -17,12 +17,16 @@ pub struct NoWait<'c>(&'c Channel);
 impl Channel {
     /// The declarations that are not waited for.
     ///
-    /// ```no_run
-    /// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # let channel = connection.channel()?;
     /// for name in ["foo", "bar", "baz"] {
     ///     channel.no_wait().queue_declare(name)?;
     /// }
     /// channel.flow(true)?; // a barrier: an error of the three is returned here
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn no_wait(&self) -> NoWait<'_> {

@@ -99,14 +99,20 @@ impl Channel {
     ///   taken back.
     /// - The reason why the channel or the connection is closed.
     ///
-    /// ```no_run
-    /// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # let channel = connection.channel()?;
+    /// # channel.queue_declare("orders")?;
+    /// # channel.exchange_declare(leveret::ExchangeDeclare::new("shop", leveret::ExchangeKind::Topic))?;
     /// use leveret::{BasicProperties, Publish};
     ///
     /// channel.basic_publish("", "orders", "a text, or bytes")?;
     ///
     /// let properties = BasicProperties::new().persistent().content_type("text/plain");
     /// channel.basic_publish("shop", "eu.new", Publish::new("order 7").properties(&properties))?;
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn basic_publish<'a>(

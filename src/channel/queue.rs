@@ -407,13 +407,17 @@ impl Channel {
     /// [`Error::Refused`]: 406 when it exists with other arguments, 405 when it is exclusive to another
     /// connection, 403 for names that begin with `amq.`. Those of every call: see [`Channel`].
     ///
-    /// ```no_run
-    /// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # let channel = connection.channel()?;
     /// use leveret::QueueDeclare;
     ///
     /// channel.queue_declare("simple")?;
     /// channel.queue_declare(QueueDeclare::new("orders").quorum().delivery_limit(5))?;
     /// let reply_queue = channel.queue_declare(QueueDeclare::new("").exclusive(true))?.queue;
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn queue_declare<'a>(&self, declare: impl Into<QueueDeclare<'a>>) -> Result<QueueDeclareOk> {
@@ -438,10 +442,16 @@ impl Channel {
     /// [`Error::Refused`] with 404 when the queue or the exchange does not exist. Those of every call: see
     /// [`Channel`].
     ///
-    /// ```no_run
-    /// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # let channel = connection.channel()?;
+    /// # channel.queue_declare("orders")?;
+    /// # channel.exchange_declare(leveret::ExchangeDeclare::new("shop", leveret::ExchangeKind::Topic))?;
     /// use leveret::QueueBind;
     /// channel.queue_bind(QueueBind::new("orders", "shop", "eu.*"))?;
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn queue_bind<'a>(&self, bind: impl Into<QueueBind<'a>>) -> Result<()> {

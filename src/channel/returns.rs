@@ -56,8 +56,11 @@ impl Channel {
     /// their publish. At most 1000 messages or 16 MiB are kept; beyond that the oldest are dropped, with a warning
     /// in the log.
     ///
-    /// ```no_run
-    /// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # let channel = connection.channel()?;
     /// use leveret::Publish;
     ///
     /// channel.basic_publish("", "no such queue", Publish::new("lost?").mandatory(true))?;
@@ -65,6 +68,7 @@ impl Channel {
     /// for returned in channel.returns() {
     ///     println!("{returned}");
     /// }
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     #[must_use = "the messages are taken"]

@@ -16,14 +16,23 @@ use crate::{error::Result, sync::Waiter};
 /// not keep the others from being heard. The reason why a consumer ended is returned once, as an error; `None`
 /// means that all of them have ended.
 ///
-/// ```no_run
-/// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+/// ```
+/// # #[cfg(feature = "broker")] {
+/// # let broker = leveret::broker::Broker::start();
+/// # let connection = broker.connect()?;
+/// # let channel = connection.channel()?;
+/// # for queue in ["urgent", "ordinary"] {
+/// #     channel.queue_declare(queue)?;
+/// # }
+/// # channel.basic_publish("", "ordinary", "order 7")?;
 /// let mut consumers = [channel.basic_consume("urgent")?, channel.basic_consume("ordinary")?];
 /// while let Some((place, delivery)) = leveret::select(&mut consumers) {
 ///     let delivery = delivery?;
 ///     println!("{}: {}", consumers[place].consumer_tag(), delivery.text()?);
 ///     delivery.ack()?;
+/// #     break;
 /// }
+/// # }
 /// # Ok::<(), leveret::Error>(())
 /// ```
 pub fn select<C: BorrowMut<Consumer>>(consumers: &mut [C]) -> Option<(usize, Result<Delivery>)> {

@@ -45,12 +45,19 @@ impl Channel {
     /// # Errors
     /// Those of [`tx_select`](Channel::tx_select).
     ///
-    /// ```no_run
-    /// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # let channel = connection.channel()?;
+    /// # for queue in ["orders", "invoices"] {
+    /// #     channel.queue_declare(queue)?;
+    /// # }
     /// let transaction = channel.transaction()?;
     /// channel.basic_publish("", "orders", "order 7")?;
     /// channel.basic_publish("", "invoices", "invoice 7")?;
     /// transaction.commit()?; // both, or, without this line, none
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn transaction(&self) -> Result<Transaction> {

@@ -249,8 +249,10 @@ impl Feeds {
 impl Connection {
     /// A new feed of events, from now on.
     ///
-    /// ```no_run
-    /// # let connection = leveret::Connection::open("amqp://localhost")?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
     /// use leveret::Event;
     ///
     /// let events = connection.events();
@@ -263,6 +265,7 @@ impl Connection {
     ///         }
     ///     }
     /// });
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn events(&self) -> Events {

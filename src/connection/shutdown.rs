@@ -46,11 +46,14 @@ impl Connection {
     ///   [`wait_closed`](Connection::wait_closed) return the same.
     /// - The reason why the connection was lost, if it was lost before, or is meanwhile.
     ///
-    /// ```no_run
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # connection.channel()?.queue_declare("orders")?;
     /// use std::time::Duration;
-    /// use leveret::{Connection, Delivery};
+    /// use leveret::Delivery;
     ///
-    /// let connection = Connection::open("amqp://localhost")?;
     /// let channel = connection.channel()?;
     /// let listener = channel.basic_consume("orders")?.listen(|delivery: &Delivery| {
     ///     println!("{}", delivery.text()?);
@@ -58,6 +61,7 @@ impl Connection {
     /// })?;
     /// // … when it is time to stop:
     /// connection.shutdown(Duration::from_secs(30))?;
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn shutdown(&self, timeout: Duration) -> Result<()> {
@@ -72,11 +76,16 @@ impl Connection {
     /// # Errors
     /// [`Error::Io`] if the thread cannot be started.
     ///
-    /// ```no_run
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # let channel = connection.channel()?;
+    /// # channel.queue_declare("orders")?;
+    /// # channel.basic_publish("", "orders", "stop")?;
     /// use std::time::Duration;
-    /// use leveret::{Connection, Delivery};
+    /// use leveret::Delivery;
     ///
-    /// let connection = Connection::open("amqp://localhost")?;
     /// let channel = connection.channel()?;
     /// let closing = connection.clone();
     /// let listener = channel.basic_consume("orders")?.listen(move |delivery: &Delivery| {
@@ -86,6 +95,7 @@ impl Connection {
     ///     Ok(())
     /// })?;
     /// assert!(connection.wait_closed().is_closed());
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn request_shutdown(&self, timeout: Duration) -> Result<()> {

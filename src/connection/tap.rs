@@ -298,11 +298,14 @@ impl Connection {
     /// A filter that panics is removed, what that call has changed is undone, and the connection goes on; the panic
     /// is logged as an error and reported by [`Event::TapFailed`].
     ///
-    /// ```no_run
-    /// # let connection = leveret::Connection::open("amqp://localhost")?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
     /// connection.set_byte_filter(|direction, bytes| println!("{direction} ---> {}", bytes.escape_ascii()));
     /// connection.channel()?.queue_declare("seen")?;
     /// connection.remove_byte_filter();
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     #[doc(alias = "set_transport_filter")]
@@ -327,9 +330,12 @@ impl Connection {
     /// It runs where a [byte filter](Connection::set_byte_filter) runs, under the same rules: fast, and without
     /// waiting. A tap that panics is removed likewise.
     ///
-    /// ```no_run
-    /// # let connection = leveret::Connection::open("amqp://localhost")?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
     /// connection.set_frame_tap(|frame| eprintln!("{frame}"));
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn set_frame_tap(&self, tap: impl Fn(&Frame<'_>) + Send + Sync + 'static) {

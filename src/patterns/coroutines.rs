@@ -21,9 +21,14 @@ impl<H: Handler + Clone> Listen<H> {
     /// thread by other means holds up the other coroutines of the program. Each has a stack of 256 KiB, of which what it
     /// does not use takes no memory.
     ///
-    /// ```no_run
-    /// # let connection = leveret::Connection::open("amqp://localhost")?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
     /// # let channel = connection.channel()?;
+    /// # for queue in ["questions", "answers"] {
+    /// #     channel.queue_declare(queue)?;
+    /// # }
     /// use leveret::{Delivery, Listen};
     ///
     /// let answers = connection.channel()?;
@@ -34,6 +39,7 @@ impl<H: Handler + Clone> Listen<H> {
     /// };
     /// channel.basic_qos(1000)?;
     /// let listener = channel.basic_consume("questions")?.listen(Listen::new(handler).coroutines(1000))?;
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn coroutines(self, count: usize) -> Listen<H> {

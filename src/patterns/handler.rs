@@ -14,8 +14,12 @@ use crate::{Delivery, HandlerError};
 /// A handler that passes a message on, to be settled later and elsewhere, cannot return `Ok` without acking it; use the
 /// iterator then.
 ///
-/// ```no_run
-/// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+/// ```
+/// # #[cfg(feature = "broker")] {
+/// # let broker = leveret::broker::Broker::start();
+/// # let connection = broker.connect()?;
+/// # let channel = connection.channel()?;
+/// # channel.queue_declare("orders")?;
 /// use leveret::{Delivery, Handler, HandlerError};
 ///
 /// struct Counter {
@@ -31,6 +35,7 @@ use crate::{Delivery, HandlerError};
 /// }
 ///
 /// let listener = channel.basic_consume("orders")?.listen(Counter { count: 0 })?;
+/// # }
 /// # Ok::<(), leveret::Error>(())
 /// ```
 pub trait Handler: Send + 'static {

@@ -14,8 +14,12 @@ use crate::{
 
 /// How messages are listened to. A bare handler converts into it.
 ///
-/// ```no_run
-/// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+/// ```
+/// # #[cfg(feature = "broker")] {
+/// # let broker = leveret::broker::Broker::start();
+/// # let connection = broker.connect()?;
+/// # let channel = connection.channel()?;
+/// # channel.queue_declare("orders")?;
 /// use leveret::{Delivery, Destination, FailurePolicy, Listen};
 ///
 /// let handler = |delivery: &Delivery| {
@@ -27,6 +31,7 @@ use crate::{
 ///         .workers(4)
 ///         .on_failure(FailurePolicy::DeadLetter(Destination::queue("orders.failed"))),
 /// )?;
+/// # }
 /// # Ok::<(), leveret::Error>(())
 /// ```
 #[must_use = "does nothing until it is given to `Consumer::listen`"]
@@ -147,8 +152,12 @@ impl Consumer {
     ///
     /// The consumer is dropped then.
     ///
-    /// ```no_run
-    /// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # let channel = connection.channel()?;
+    /// # channel.queue_declare("orders")?;
     /// use leveret::Delivery;
     ///
     /// let mut count = 0;
@@ -157,6 +166,7 @@ impl Consumer {
     ///     println!("{count}: {}", delivery.text()?);
     ///     Ok(()) // acks it
     /// })?;
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn listen<H: Handler>(self, listen: impl Into<Listen<H>>) -> Result<Listener> {

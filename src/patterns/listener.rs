@@ -19,15 +19,22 @@ use crate::{Error, Result, hooks::Job};
 /// [`drop_timeout`](crate::Config::drop_timeout); one that takes longer runs to its end and nothing follows it. Dropped
 /// by one of its own handlers, it does not wait.
 ///
-/// ```no_run
-/// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+/// ```
+/// # #[cfg(feature = "broker")] {
+/// # let broker = leveret::broker::Broker::start();
+/// # let connection = broker.connect()?;
+/// # let channel = connection.channel()?;
+/// # channel.queue_declare("orders")?;
 /// use leveret::Delivery;
 ///
 /// let listener = channel.basic_consume("orders")?.listen(|delivery: &Delivery| {
 ///     println!("{}", delivery.text()?);
 ///     Ok(())
 /// })?;
+/// # if false {
 /// listener.wait()?; // until the queue is deleted, the connection is lost, or a handler fails
+/// # }
+/// # }
 /// # Ok::<(), leveret::Error>(())
 /// ```
 #[must_use = "dropping it stops it"]

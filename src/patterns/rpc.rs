@@ -8,11 +8,13 @@
 //!             answer (correlation_id)
 //! ```
 //!
-//! ```no_run
+//! ```
+//! # #[cfg(feature = "broker")] {
+//! # let broker = leveret::broker::Broker::start();
+//! # let connection = broker.connect()?;
 //! use std::time::Duration;
-//! use leveret::{Connection, Delivery, rpc};
+//! use leveret::{Delivery, rpc};
 //!
-//! let connection = Connection::open("amqp://localhost")?;
 //! connection.with_channel(|channel| channel.queue_declare("uppercase"))?;
 //!
 //! let server = rpc::Server::serve(&connection, "uppercase", |request: &Delivery| {
@@ -22,6 +24,7 @@
 //! let client = rpc::Client::open(&connection, "uppercase")?;
 //! let answer = client.call("hello", Duration::from_secs(5))?;
 //! assert_eq!(answer.text()?, "HELLO");
+//! # }
 //! # Ok::<(), leveret::Error>(())
 //! ```
 //!

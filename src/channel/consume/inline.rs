@@ -240,8 +240,12 @@ impl Channel {
     /// # Errors
     /// Those of [`basic_consume`](Channel::basic_consume).
     ///
-    /// ```no_run
-    /// # let channel = leveret::Connection::open("amqp://localhost")?.channel()?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # let channel = connection.channel()?;
+    /// # channel.queue_declare("prices")?;
     /// use leveret::{BorrowedDelivery, Consume};
     ///
     /// let mut bytes = 0;
@@ -252,7 +256,10 @@ impl Channel {
     ///         Ok(())
     ///     },
     /// )?;
+    /// # if false {
     /// consumer.wait()?;
+    /// # }
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn basic_consume_inline<'a>(

@@ -127,13 +127,17 @@ impl Client {
     /// - [`Error::Refused`] with 403: this user may not declare a queue.
     /// - [`Error::Io`] if a thread cannot be started.
     ///
-    /// ```no_run
-    /// # let connection = leveret::Connection::open("amqp://localhost")?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # connection.channel()?.queue_declare("uppercase")?;
     /// use leveret::rpc;
     ///
     /// let client = rpc::Client::open(&connection, "uppercase")?;
     /// let direct = rpc::Service::at("services", "eu.uppercase").replies(rpc::Replies::Direct);
     /// let client = rpc::Client::open(&connection, direct)?;
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn open<'a>(connection: &Connection, service: impl Into<Service<'a>>) -> Result<Client> {
@@ -176,8 +180,14 @@ impl Client {
     /// - [`Error::WouldDeadlock`]: in an inline handler or a tap. Nothing was sent.
     /// - Those of [`basic_publish`](Channel::basic_publish), and the reason why the channel or the connection was lost.
     ///
-    /// ```no_run
-    /// # let connection = leveret::Connection::open("amqp://localhost")?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # connection.with_channel(|channel| channel.queue_declare("uppercase"))?;
+    /// # let server = leveret::rpc::Server::serve(&connection, "uppercase", |request: &leveret::Delivery| {
+    /// #     Ok(request.text()?.to_uppercase())
+    /// # })?;
     /// # let client = leveret::rpc::Client::open(&connection, "uppercase")?;
     /// use std::time::Duration;
     /// use leveret::Message;
@@ -187,6 +197,7 @@ impl Client {
     ///
     /// let request = Message::text("hello").map_properties(|properties| properties.expiration("5000"));
     /// let answer = client.call(&request, Duration::from_secs(5))?;
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn call<'a>(&self, request: impl Into<Publish<'a>>, timeout: Duration) -> Result<Delivery> {

@@ -114,15 +114,21 @@ impl Server {
     /// - [`Error::Invalid`]: zero workers.
     /// - Those of [`Connection::channel`] and of [`Consumer::listen`](crate::Consumer::listen).
     ///
-    /// ```no_run
-    /// # let connection = leveret::Connection::open("amqp://localhost")?;
+    /// ```
+    /// # #[cfg(feature = "broker")] {
+    /// # let broker = leveret::broker::Broker::start();
+    /// # let connection = broker.connect()?;
+    /// # connection.with_channel(|channel| channel.queue_declare("add"))?;
     /// use leveret::{Delivery, rpc};
     ///
     /// let server = rpc::Server::serve(&connection, rpc::Serve::new("add").workers(4), |request: &Delivery| {
     ///     let numbers = request.text()?.split('+').map(|number| number.trim().parse::<i64>());
     ///     Ok(numbers.sum::<Result<i64, _>>()?.to_string())
     /// })?;
+    /// # if false {
     /// server.wait()?;
+    /// # }
+    /// # }
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn serve<'a, F, R>(connection: &Connection, serve: impl Into<Serve<'a>>, handler: F) -> Result<Server>
