@@ -5,6 +5,7 @@
 mod common;
 
 use std::{
+    fmt,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -19,7 +20,7 @@ use common::{
     calls::{Called, Ready},
     limits::given_time,
     messages::Stamped,
-    peer::{ACK, CANCEL, CANCEL_OK, NACK, Peer, args, eventually},
+    peer::{ACK, CANCEL, CANCEL_OK, NACK, Peer, Tune, args, eventually, nothing_is_left},
     queues::{holds, stays_at},
 };
 use leveret::{
@@ -329,5 +330,98 @@ fn a_slow_inline_handler_does_not_lose_the_connection() {
             channel.queue_declare("q")?;
             Ok(())
         });
+    });
+}
+
+/// Rows 13, 76: a handler that is stuck holds up the end of its connection no longer than that may take.
+#[test]
+fn a_stuck_handler_holds_up_no_close() {
+    on_each_broker(|broker| {
+        for by_drop in [false, true] {
+            let limit = Duration::from_millis(100);
+            let config = broker.config().close_timeout(limit).drop_timeout(limit);
+            let connection = Connection::open(config)?;
+            let channel = connection.channel()?;
+            channel.queue_declare("q")?;
+            let (stuck, is_stuck) = mpsc::channel();
+            let (go_on, may_go_on) = mpsc::channel::<()>();
+            let mut events = connection.events();
+            let consumer = channel.basic_consume_inline("q", move |delivery: &BorrowedDelivery<'_>| {
+                delivery.ack()?;
+                stuck.send(())?;
+                let _ = may_go_on.recv();
+                Ok(())
+            })?;
+            channel.basic_publish("", "q", "sticky")?;
+            is_stuck.recv_timeout(LONG).unwrap();
+            if by_drop {
+                drop(connection);
+            } else {
+                let closed = connection.close();
+                assert!(matches!(closed, Err(Error::Timeout(_))), "{closed:?}");
+            }
+            let last = events.by_ref().last();
+            assert!(matches!(last, Some(Event::Closed { .. })), "{last:?}");
+            drop(go_on);
+            drop(consumer);
+        }
+        Ok(())
+    });
+    nothing_is_left();
+}
+
+/// Rows 21, 76: the handler may own the last handle of the connection, and be dropped by the thread that notices the
+/// loss.
+#[test]
+fn the_last_handle_may_go_with_the_handler() {
+    let peer = Peer::run(|peer| {
+        peer.handshake_with(Tune { heartbeat: 1, ..Tune::default() });
+        peer.open_channel(1);
+        peer.start_consumer(1);
+        peer.silence();
+    });
+    let connection = Connection::open(peer.config().heartbeat(Duration::from_secs(1))).unwrap();
+    let channel = connection.channel().unwrap();
+    let owned = (connection.clone(), channel.clone());
+    let consumer = channel
+        .basic_consume_inline("q", move |_: &BorrowedDelivery<'_>| {
+            let _owned = &owned;
+            Ok(())
+        })
+        .unwrap();
+    drop((channel, connection));
+    let ended = consumer.wait();
+    assert!(matches!(ended, Err(Error::Timeout(_))), "{ended:?}");
+    peer.finish();
+}
+
+/// An error that nobody can look at.
+#[derive(Debug)]
+struct Unspeakable;
+
+impl fmt::Display for Unspeakable {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        panic!("unspeakable")
+    }
+}
+
+impl std::error::Error for Unspeakable {}
+
+/// Row 77: what an error says of itself is code of the program as well, and may panic.
+#[test]
+fn an_error_that_panics_when_it_is_shown_is_a_failure_like_others() {
+    on_each_broker(|broker| {
+        let (_connection, channel) = broker.channel();
+        channel.queue_declare("q")?;
+        channel.basic_publish("", "q", "one")?;
+        let fails = |_: &BorrowedDelivery<'_>| Err(Unspeakable.into());
+        let inline = channel.basic_consume_inline("q", fails)?;
+        let ended = inline.wait();
+        assert!(matches!(ended, Err(Error::Handler(_))), "{ended:?}");
+        drop(inline);
+        let listener = channel.basic_consume("q")?.listen(|_: &Delivery| Err(Unspeakable.into()))?;
+        let ended = listener.wait();
+        assert!(matches!(ended, Err(Error::Handler(_))), "{ended:?}");
+        Ok(())
     });
 }

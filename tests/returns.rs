@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Mutex, time::Duration};
 
 use common::{
     brokers::on_each_broker,
@@ -70,7 +70,26 @@ fn returned_messages_are_kept_until_somebody_asks() {
     });
 }
 
-/// Row 64: a program that never asks keeps the newest, and not more than there is room for.
+/// A logger of the program's own that asks the library something, of this channel.
+struct Curious;
+
+static ASKED: Mutex<Option<Channel>> = Mutex::new(None);
+
+impl log::Log for Curious {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        let asked = ASKED.lock().unwrap().clone();
+        if let Some(channel) = asked.filter(|_| record.target() == "leveret::channel") {
+            channel.is_open();
+        }
+    }
+    fn flush(&self) {}
+}
+
+/// Rows 64, 102: a program that never asks keeps the newest, and not more than there is room for. What is dropped is
+/// logged, under no lock.
 #[test]
 fn what_nobody_asks_for_is_bounded() {
     let _watchdog = Watchdog::new(&test_name(), LIMIT);
@@ -95,6 +114,9 @@ fn what_nobody_asks_for_is_bounded() {
     });
     let connection = Connection::open(peer.config()).unwrap();
     let channel = connection.channel().unwrap();
+    log::set_logger(&Curious).unwrap();
+    log::set_max_level(log::LevelFilter::Warn);
+    *ASKED.lock().unwrap() = Some(channel.clone());
     channel.flow(true).unwrap();
     let numbers: Vec<String> =
         channel.returns().into_iter().map(|returned| String::from_utf8(returned.body).unwrap()).collect();
@@ -104,6 +126,7 @@ fn what_nobody_asks_for_is_bounded() {
     assert_eq!(firsts, (24..40).collect::<Vec<_>>(), "16 MiB of them");
     channel.flow(true).unwrap();
     assert_eq!(channel.returns().len(), 1, "one at least, whatever its size");
+    *ASKED.lock().unwrap() = None;
     channel.close().unwrap();
     connection.close().unwrap();
 }

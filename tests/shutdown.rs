@@ -224,6 +224,18 @@ fn a_silent_peer_does_not_hold_it_up() {
     drop(consumer);
 }
 
+/// Row 103: any limit is a limit.
+#[test]
+fn a_shutdown_may_have_all_the_time_there_is() {
+    on_each_broker(|broker| {
+        let connection = broker.connect();
+        let channel = connection.channel()?;
+        connection.shutdown(Duration::MAX)?;
+        assert!(!channel.is_open() && connection.wait_closed().is_closed());
+        Ok(())
+    });
+}
+
 /// Rows 3, 103: a connection that was lost before says so, and a closed one is closed.
 #[test]
 fn a_lost_connection_says_why() {

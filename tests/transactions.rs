@@ -16,7 +16,7 @@ use common::{
     proxy::Cut,
     watchdog::{LIMIT, Watchdog, test_name},
 };
-use leveret::{Channel, Connection, Error, Get, QueueDeclare, ReplyCode, Requeue, Result};
+use leveret::{Channel, Connection, Error, Get, QueueDeclare, ReplyCode, Requeue, Result, Scope};
 
 fn count(channel: &Channel, queue: &str) -> Result<u32> {
     Ok(channel.queue_declare_passive(queue)?.message_count)
@@ -293,4 +293,33 @@ fn a_commit_without_an_answer_fails_with_the_cause() {
     let error = channel.transaction().unwrap().commit().unwrap_err();
     let Error::Refused(refusal) = &error else { panic!("{error:?}") };
     assert_eq!((refusal.code, &*refusal.text), (ReplyCode::ConnectionForced, "CONNECTION_FORCED"));
+}
+
+/// Rows 33, 65: a guard is about the channel as it was: it says nothing to one that was opened again since.
+#[test]
+fn a_channel_that_was_opened_again_knows_of_no_transaction() {
+    on_each_broker(|broker| {
+        let (connection, channel) = broker.channel();
+        let lost = || {
+            let transaction = channel.transaction()?;
+            channel.basic_publish("missing", "key", "lost")?;
+            let refused = transaction_is_refused(&channel);
+            assert_eq!(refused.reply_code(), Some(ReplyCode::NotFound), "{refused}");
+            channel.reopen()?;
+            Ok::<_, Error>(transaction)
+        };
+        drop(lost()?);
+        channel.flow(true)?;
+        lost()?.rollback()?;
+        channel.flow(true)?;
+        let committed = lost()?.commit();
+        assert!(matches!(committed, Err(Error::Closed(Scope::Channel))), "{committed:?}");
+        channel.flow(true)?;
+        connection.close()
+    });
+}
+
+/// The error that the publish to a missing exchange has caused: at once, or at the commit.
+fn transaction_is_refused(channel: &Channel) -> Error {
+    channel.flow(true).and_then(|_| channel.tx_commit()).unwrap_err()
 }

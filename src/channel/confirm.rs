@@ -647,6 +647,7 @@ impl Core {
         if self.confirms.is_selected() {
             return Ok(());
         }
+        let deadline = Instant::now().checked_add(timeout);
         let _awaiting = self.connection.incoming.awaiting()?;
         let outgoing = &self.connection.outgoing;
         let (name, replies) = (ConfirmSelect::NAME, ConfirmSelect::REPLIES.into());
@@ -657,7 +658,7 @@ impl Core {
             Ok(())
         })?;
         outgoing.flush();
-        let answer = coming.wait(Instant::now().checked_add(timeout));
+        let answer = coming.wait(deadline);
         answer.unwrap_or_else(|why| Err(self.given_up(why, name, timeout))).map(drop)
     }
 }

@@ -1,7 +1,7 @@
 //! Publishing.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, OnceCell},
     time::{Duration, Instant},
 };
 
@@ -185,10 +185,12 @@ impl Core {
     pub(super) fn publish(&self, message: &Checked<'_>, watched: bool) -> Result<Numbered> {
         self.check_immediate(message)?;
         let limit = self.connection.limits.publish_timeout;
-        let deadline = || Instant::now().checked_add(limit);
+        // One for all that it may have to wait for: from the first wait on.
+        let until = OnceCell::new();
+        let deadline = || *until.get_or_init(|| Instant::now().checked_add(limit));
         let mut place = self.place(message, watched, deadline)?;
         if message.message.body.len() >= LARGE && !waits_never() {
-            return self.publish_large(message, &mut place, limit);
+            return self.publish_large(message, &mut place, limit, deadline());
         }
         // Looked at when it has to wait. What ends the wait may stand behind deliveries that fill our buffer:
         // meanwhile they are read.
@@ -212,6 +214,7 @@ impl Core {
         message: &Checked<'_>,
         place: &mut Option<Place<'_>>,
         limit: Duration,
+        deadline: Option<Instant>,
     ) -> Result<Numbered> {
         let outgoing = &self.connection.outgoing;
         let mut numbered = Numbered::default();
@@ -220,7 +223,7 @@ impl Core {
         let pushed = outgoing.push_large(
             &self.gate,
             message.message.body,
-            Instant::now().checked_add(limit),
+            deadline,
             |out, channel| message.write_head(out, channel, outgoing.max_frame()),
             &mut || numbered = self.confirms.number(place),
         )?;

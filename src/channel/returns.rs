@@ -20,15 +20,15 @@ pub(super) struct Returns {
 }
 
 impl Returns {
-    /// Keeps a message; the oldest goes when there is no room.
-    fn keep(&mut self, returned: Arc<Returned>) {
+    /// Keeps a message; the oldest go when there is no room. Returns those.
+    fn keep(&mut self, returned: Arc<Returned>) -> Vec<Arc<Returned>> {
         self.bytes += returned.body.len();
         self.kept.push_back(returned);
+        let mut lost = Vec::new();
         while self.kept.len() > KEPT_MESSAGES || (self.bytes > KEPT_BYTES && self.kept.len() > 1) {
-            if let Some(lost) = self.take() {
-                log::warn!(target: "leveret::channel", "nobody asked for it, so it is dropped: {lost}");
-            }
+            lost.extend(self.take());
         }
+        lost
     }
 
     fn take(&mut self) -> Option<Arc<Returned>> {
@@ -104,7 +104,11 @@ impl Core {
             raw_properties: content.parts.properties(&content.bytes).to_vec(),
         });
         if let Some(returned) = self.confirms.returned(returned.clone()) {
-            self.lock().returns.keep(returned);
+            let all_lost = self.lock().returns.keep(returned);
+            // A logger is code of the program, which runs under no lock.
+            for lost in all_lost {
+                log::warn!(target: "leveret::channel", "nobody asked for it, so it is dropped: {lost}");
+            }
         }
         returned
     }

@@ -2,7 +2,7 @@
 
 use super::Channel;
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, Scope},
     protocol::spec::{Method, TxCommit, TxRollback, TxSelect},
 };
 
@@ -61,8 +61,9 @@ impl Channel {
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn transaction(&self) -> Result<Transaction> {
+        let epoch = self.core().lock().epoch;
         self.tx_select()?;
-        Ok(Transaction { channel: Some(self.clone()) })
+        Ok(Transaction { channel: Some(self.clone()), epoch })
     }
 }
 
@@ -79,16 +80,19 @@ fn rollback(channel: &Channel) -> Result<()> {
 pub struct Transaction {
     /// `None` once it has ended.
     channel: Option<Channel>,
+    /// The channel may be closed and opened again meanwhile: then it knows of no transaction.
+    epoch: u32,
 }
 
 impl Transaction {
     /// Makes it take effect. Waits for the broker's answer.
     ///
     /// # Errors
-    /// Those of [`Channel::tx_commit`]. It has not taken effect then, except after a
-    /// [timeout](crate::Error::Timeout) or the loss of the connection, where that is not known.
+    /// Those of [`Channel::tx_commit`]; [`Error::Closed`](crate::Error::Closed) if the channel was closed, and opened
+    /// again, meanwhile. It has not taken effect then, except after a [timeout](crate::Error::Timeout) or the loss of the
+    /// connection, where that is not known.
     pub fn commit(mut self) -> Result<()> {
-        self.channel.take().map_or(Ok(()), |channel| channel.tx_commit())
+        self.take_channel().unwrap_or(Err(Error::Closed(Scope::Channel)))?.tx_commit()
     }
 
     /// Forgets it. Waits for the broker's answer.
@@ -96,13 +100,23 @@ impl Transaction {
     /// # Errors
     /// Those of every call: see [`Channel`].
     pub fn rollback(mut self) -> Result<()> {
-        self.channel.take().map_or(Ok(()), |channel| rollback(&channel))
+        match self.take_channel() {
+            Some(Ok(channel)) => rollback(&channel),
+            // It was rolled back with the old channel.
+            Some(Err(_)) | None => Ok(()),
+        }
+    }
+
+    fn take_channel(&mut self) -> Option<Result<Channel>> {
+        let channel = self.channel.take()?;
+        let is_same = channel.core().lock().epoch == self.epoch;
+        Some(if is_same { Ok(channel) } else { Err(Error::Closed(Scope::Channel)) })
     }
 }
 
 impl Drop for Transaction {
     fn drop(&mut self) {
-        let Some(channel) = self.channel.take() else { return };
+        let Some(Ok(channel)) = self.take_channel() else { return };
         if !channel.is_open() {
             return;
         }

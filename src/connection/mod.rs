@@ -26,14 +26,14 @@ mod writer;
 use std::{
     fmt,
     sync::{Arc, Mutex},
-    thread::JoinHandle,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use crate::{
     error::{Error, Result},
     protocol::{sasl::Secret, value::FieldTable},
-    sync::{GivenUp, lock, may_wait, on_a_thread, spawn, waits_never},
+    sync::{GivenUp, Latch, lock, may_wait, on_a_thread, spawn, waits_never},
     transport::stream::Stream,
 };
 use config::Config;
@@ -69,8 +69,33 @@ pub struct Connection {
 
 struct Handle {
     shared: Arc<Shared>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    threads: Mutex<Vec<Worker>>,
     description: String,
+}
+
+/// How long the end of a connection waits for its threads. They end soon, since the transport was shut down or will be
+/// once the last words are written; unless code of the program holds one up: an inline handler, or a tap.
+const THREADS_END: Duration = Duration::from_secs(1);
+
+/// One of the threads of a connection.
+struct Worker {
+    thread: JoinHandle<()>,
+    ended: Arc<Latch<()>>,
+}
+
+impl Worker {
+    /// Waits for its end until `deadline`, unless the caller runs on it.
+    fn join(self, deadline: Instant) {
+        let thread = self.thread.thread();
+        if thread.id() == thread::current().id() {
+            return;
+        }
+        if self.ended.wait(Some(deadline)).is_err() {
+            let name = thread.name().unwrap_or_default();
+            return log::warn!(target: "leveret::connection", "{name} is held up by code of the program, and ends after it");
+        }
+        let _ = self.thread.join();
+    }
 }
 
 impl Connection {
@@ -179,8 +204,20 @@ impl Connection {
     }
 
     fn spawn(&self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<()> {
+        struct Ending(Arc<Latch<()>>);
+        impl Drop for Ending {
+            fn drop(&mut self) {
+                self.0.put(());
+            }
+        }
+        let ended = Arc::new(Latch::default());
+        let ending = Ending(ended.clone());
+        let run = move || {
+            let _ending = ending;
+            run();
+        };
         let thread = spawn(name, run).inspect_err(|error| self.handle.shared.fail(error.clone()))?;
-        lock(&self.handle.threads).push(thread);
+        lock(&self.handle.threads).push(Worker { thread, ended });
         Ok(())
     }
 
@@ -279,11 +316,8 @@ impl Handle {
         let threads = self.take_threads();
         let close = move || {
             let result = shared.close(timeout);
-            for thread in threads {
-                // Both end soon: the transport was shut down, or will be once the last words are written, for
-                // which there is a short limit.
-                let _ = thread.join();
-            }
+            let deadline = Instant::now() + THREADS_END;
+            threads.into_iter().for_each(|thread| thread.join(deadline));
             // They may own what keeps the connection alive.
             shared.taps.clear();
             result
@@ -301,7 +335,7 @@ impl Handle {
 }
 
 impl Handle {
-    fn take_threads(&self) -> Vec<JoinHandle<()>> {
+    fn take_threads(&self) -> Vec<Worker> {
         std::mem::take(&mut *lock(&self.threads))
     }
 }

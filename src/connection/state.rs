@@ -394,7 +394,8 @@ impl Shared {
 
     /// Sends `connection.close` and waits for the answer. Any number of callers may do so; one frame is sent.
     pub(crate) fn close(&self, timeout: Duration) -> Result<()> {
-        let deadline = Instant::now() + timeout;
+        // A shutdown may have any limit.
+        let deadline = Instant::now().checked_add(timeout);
         let _awaiting = self.incoming.awaiting()?;
         let first = {
             let mut state = lock(&self.state);
@@ -411,7 +412,7 @@ impl Shared {
         if first {
             self.send_close(deadline)?;
         }
-        match self.wait_closed(Some(deadline)) {
+        match self.wait_closed(deadline) {
             Ok(()) => return self.cause().filter(|cause| !cause.is_closed()).map_or(Ok(()), Err),
             Err(why) => why.forbidden().map_or(Ok(()), Err)?,
         }
@@ -462,12 +463,12 @@ impl Shared {
             .unwrap_or_else(|why| Err(self.given_up(why, ConnectionUpdateSecret::NAME, limit)))
     }
 
-    fn send_close(&self, deadline: Instant) -> Result<()> {
+    fn send_close(&self, deadline: Option<Instant>) -> Result<()> {
         let mut waiter = None;
         loop {
             let close = close_method(ReplyCode::Success, CLOSED_BY_APPLICATION);
             let pushed = self.outgoing.close(waiter.clone(), &close);
-            if pushed != Push::Later || !self.outgoing.pause(&mut waiter, Some(deadline))? {
+            if pushed != Push::Later || !self.outgoing.pause(&mut waiter, deadline)? {
                 break;
             }
         }

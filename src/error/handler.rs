@@ -1,6 +1,11 @@
 //! Errors of the program's own message handlers.
 
-use std::{any::Any, error, fmt, sync::Arc};
+use std::{
+    any::Any,
+    error, fmt,
+    panic::{self, AssertUnwindSafe},
+    sync::Arc,
+};
 
 use super::Error;
 
@@ -64,7 +69,7 @@ impl HandlerFailure {
         HandlerFailure {
             consumer_tag: consumer_tag.into(),
             delivery_tag,
-            reason: error.to_string().into(),
+            reason: text_of(&error).into(),
             panicked: false,
             not_forwarded: None,
             source: Some(error.0.into()),
@@ -108,6 +113,12 @@ impl error::Error for HandlerFailure {
             None => None,
         }
     }
+}
+
+/// What an error of the program's says of itself; that is code of the program, too.
+fn text_of(error: &HandlerError) -> String {
+    panic::catch_unwind(AssertUnwindSafe(|| error.to_string()))
+        .unwrap_or_else(|_| "an error that panics when it is shown".to_owned())
 }
 
 /// The text of a panic.

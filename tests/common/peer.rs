@@ -119,9 +119,10 @@ fn watch_library_threads() {
     ONCE.call_once(|| {
         let print = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
-            // That one runs handlers of the test's.
-            let of_library = |name: &str| name.starts_with("leveret-") && name != "leveret-handler";
-            if thread::current().name().is_some_and(of_library) {
+            let of_library = |name: &str| name.starts_with("leveret-");
+            // They also run handlers of the test's.
+            let by_test = info.location().is_some_and(|location| location.file().starts_with("tests/"));
+            if !by_test && thread::current().name().is_some_and(of_library) {
                 let mut panics = LIBRARY_PANICS.lock().unwrap_or_else(PoisonError::into_inner);
                 panics.push(info.to_string());
             }

@@ -13,6 +13,7 @@ use std::{
 use leveret::{Channel, Config, Connection, Consume, Error, Outcome, Publish, ReplyCode, Result};
 
 use super::common::{
+    limits::given_time,
     peer::*,
     watchdog::{LIMIT, Watchdog, test_name},
 };
@@ -112,6 +113,38 @@ fn a_full_window_holds_the_next_publish_back() {
     channel.wait_for_confirms(LIMIT).unwrap();
     channel.close().unwrap();
     connection.close().unwrap();
+}
+
+/// Rows 53, 63: there is one limit for all that a publish has to wait for: a place in the window, and then the flow.
+#[test]
+fn a_publish_has_one_limit_for_all_its_waits() {
+    given_time(|times| {
+        let limit = times * Duration::from_millis(200);
+        let (stopped, is_stopped) = mpsc::channel();
+        let (begun, has_begun) = mpsc::channel();
+        let peer = Peer::run(move |peer| {
+            confirm_mode(peer);
+            peer.expect_publish(1);
+            peer.send(1, FLOW, args![0]);
+            peer.expect(1, FLOW_OK);
+            stopped.send(()).unwrap();
+            has_begun.recv().unwrap();
+            // The times are what this is about: a place after three quarters of the limit, the flow after five.
+            thread::sleep(limit * 3 / 4);
+            ack(peer, 1);
+            thread::sleep(limit / 2);
+            peer.send(1, FLOW, args![1]);
+            end(peer);
+        });
+        let (connection, channel) = open(peer.config().max_outstanding_confirms(1).publish_timeout(limit));
+        channel.basic_publish("", "q", "first").unwrap();
+        is_stopped.recv().unwrap();
+        begun.send(()).unwrap();
+        let published = channel.basic_publish("", "q", "second");
+        assert!(matches!(published, Err(Error::Timeout(_))), "{published:?}");
+        channel.close().unwrap();
+        connection.close().unwrap();
+    });
 }
 
 /// Rows 63, 74: the ack that makes room stands behind deliveries that nobody takes; it is read all the same.

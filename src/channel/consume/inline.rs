@@ -512,10 +512,11 @@ impl Inline {
             return Ok(());
         }
         let core = &self.core;
+        let deadline = Instant::now().checked_add(limit);
         let _awaiting = core.connection.incoming.awaiting()?;
         let coming = self.begin_cancel(limit, Urgency::Caller)?;
         core.connection.outgoing.flush();
-        let answer = coming.wait(Instant::now().checked_add(limit));
+        let answer = coming.wait(deadline);
         answer.unwrap_or_else(|why| Err(core.given_up(why, BasicCancel::NAME, limit))).map(drop)
     }
 
