@@ -241,6 +241,13 @@ impl FieldTable {
         self.0.iter().map(|(name, value)| (name.as_str(), value))
     }
 
+    /// Puts the entries in the order of their names. What comes from the wire can have several with one name: they keep
+    /// their order.
+    #[cfg(feature = "broker")]
+    pub(crate) fn sort(&mut self) {
+        self.0.sort_by(|(one, _), (other, _)| one.cmp(other));
+    }
+
     /// The number of entries.
     pub fn len(&self) -> usize {
         self.0.len()

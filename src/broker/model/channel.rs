@@ -1,7 +1,7 @@
 //! A channel: its consumers, what it has to settle, and its mode.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -138,6 +138,8 @@ pub(super) struct Channel {
     pub(super) global_prefetch: u16,
     /// What counts against `global_prefetch`.
     pub(super) volume: u32,
+    /// The queues that know it as one of their `publishers`.
+    pub(super) publishes_to: HashSet<Name>,
     last_tag: u64,
 }
 
@@ -150,13 +152,6 @@ impl Channel {
     /// What [`next_tag`](Channel::next_tag) will give.
     pub(super) fn tag_to_come(&self) -> u64 {
         self.last_tag + 1
-    }
-
-    /// How many deliveries to a consumer of a queue are not settled.
-    pub(super) fn unacked_of(&self, queue: &Name, tag: &Name) -> u32 {
-        let of_consumer =
-            |unacked: &&Unacked| unacked.queue == *queue && unacked.consumer.as_ref() == Some(tag);
-        u32::try_from(self.unacked.values().filter(of_consumer).count()).unwrap_or(u32::MAX)
     }
 
     pub(super) fn is_limited(&self) -> bool {

@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
 };
 
-use super::{ChannelId, Name};
+use super::{ChannelId, Name, SessionId};
 
 /// A consumer, as its queue knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub(super) struct Consumer {
     pub(super) priority: i64,
     /// Who has come earlier has a smaller one.
     pub(super) attached: u64,
+    /// It was cancelled, and all that is left is its place in line.
+    pub(super) has_left: bool,
 }
 
 impl Consumer {
@@ -67,7 +69,7 @@ impl Consumers {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Consumer> {
-        self.in_line.values().flatten().chain(&self.aside)
+        self.in_line.values().flatten().filter(|consumer| !consumer.has_left).chain(&self.aside)
     }
 
     /// Whether a consumer that is exclusive, or not, may be added.
@@ -84,6 +86,64 @@ impl Consumers {
         }
         self.count += 1;
         self.line_up(consumer);
+    }
+
+    /// Adds a consumer of a quorum queue. One that comes back has its place in line again, if it keeps it; without a place
+    /// whoever is full gets none.
+    pub(super) fn add_to_quorum(&mut self, consumer: Consumer, keeps_place: bool, is_full: bool) {
+        if self.single_active.is_some() {
+            return self.add(consumer, false);
+        }
+        self.count += 1;
+        let mut places = self.in_line.values_mut().flatten();
+        match places.find(|other| other.has_left && other.is(consumer.channel, &consumer.tag)) {
+            Some(place) if keeps_place => *place = consumer,
+            _ => {
+                self.forget(|other| other.is(consumer.channel, &consumer.tag));
+                if is_full { self.aside.push(consumer) } else { self.line_up(consumer) }
+            }
+        }
+    }
+
+    /// A consumer of a quorum queue was cancelled. Its place in line stays until it would be its turn.
+    pub(super) fn leave(&mut self, channel: ChannelId, tag: &[u8]) {
+        if self.single_active.is_some() {
+            self.remove(channel, tag);
+            return;
+        }
+        self.aside.retain(|consumer| !consumer.is(channel, tag));
+        let places = self.in_line.values_mut().flatten();
+        places.filter(|consumer| consumer.is(channel, tag)).for_each(|consumer| consumer.has_left = true);
+        self.count = self.iter().count();
+    }
+
+    /// A session ends: nobody will take what its consumers still get.
+    pub(super) fn expect_acks(&mut self, session: SessionId) {
+        let all = self.in_line.values_mut().flatten().chain(&mut self.aside);
+        all.filter(|consumer| consumer.channel.session == session)
+            .for_each(|consumer| consumer.no_ack = false);
+    }
+
+    /// Those at the head of the line who have left and have nothing to settle any more lose their places.
+    pub(super) fn forget_first(&mut self, has_something: impl Fn(&Consumer) -> bool) {
+        while let Some(mut line) = self.in_line.first_entry() {
+            match line.get().front() {
+                None => drop(line.remove()),
+                Some(first) if first.has_left && !has_something(first) => drop(line.get_mut().pop_front()),
+                Some(_) => return,
+            }
+        }
+    }
+
+    /// Somebody fetches a message, and stands in line for that as a consumer without a priority: those before who have left
+    /// lose their places.
+    pub(super) fn pass_over(&mut self) {
+        self.forget(|consumer| consumer.priority >= 0);
+    }
+
+    fn forget(&mut self, whom: impl Fn(&Consumer) -> bool) {
+        let stays = |consumer: &Consumer| !(consumer.has_left && whom(consumer));
+        self.in_line.values_mut().for_each(|line| line.retain(stays));
     }
 
     /// Says whether there was such a consumer.
@@ -120,8 +180,11 @@ impl Consumers {
                 line.remove();
                 continue;
             };
+            if consumer.has_left {
+                continue;
+            }
             if can(&consumer) {
-                line.get_mut().push_back(consumer.clone());
+                self.line_up(consumer.clone());
                 return Some(consumer);
             }
             self.aside.push(consumer);
@@ -190,9 +253,7 @@ impl Consumers {
 
     /// Takes a consumer out of the line until [`resume`](Consumers::resume).
     pub(super) fn set_aside(&mut self, consumer: &Consumer) {
-        if let Some(line) = self.in_line.get_mut(&self.place(consumer)) {
-            line.retain(|other| other != consumer);
-        }
+        self.in_line.values_mut().for_each(|line| line.retain(|other| other != consumer));
         self.aside.push(consumer.clone());
     }
 

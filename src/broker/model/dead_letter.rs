@@ -164,7 +164,8 @@ fn note_in_header(
         Some(_) => vec![FieldValue::Table(entry)],
     };
     headers.insert("x-death", deaths);
-    sorted(headers)
+    headers.sort();
+    headers
 }
 
 fn is_death_of(death: &FieldValue, queue: &[u8], reason: Reason) -> bool {

@@ -5,7 +5,7 @@ use super::{
     arguments::{QueueType, check_consumer_arguments},
     channel::{ChannelConsumer, Unacked},
     consumers::Consumer,
-    ready::Holder,
+    ready::{Entry, Holder},
     values::integer,
     vhost::{BUDGET, Vhost},
 };
@@ -31,24 +31,43 @@ impl Vhost {
             return self.consume_replies(channel, tag, options.no_ack);
         }
         self.check_consume(channel, &queue, &options)?;
-        let attached = self.next_id();
-        let opened = self.channel(channel)?;
-        let (prefetch, unacked) = (opened.prefetch, opened.unacked_of(&queue, &tag));
+        let (next_id, emulate) = (self.next_id(), self.emulate());
+        let prefetch = self.channel(channel)?.prefetch;
         let Some(found) = self.queues.get_mut(&queue) else { return Err(self.no_queue(&queue)) };
         let priority = options.arguments.get("x-priority").and_then(integer).unwrap_or(0);
         let (kind, queue_id) = (found.kind, found.id);
-        let exclusive = options.exclusive && kind == QueueType::Classic;
-        let consumer = Consumer { channel, tag: tag.clone(), no_ack: options.no_ack, priority, attached };
+        // To a quorum queue a consumer that comes back with its old tag is the same.
+        let held = found.held_by(channel, &tag).count();
+        let attached = found.held_by(channel, &tag).map(|holder| holder.attached).min();
+        let own = ChannelConsumer {
+            queue: queue.clone(),
+            queue_id,
+            no_ack: options.no_ack,
+            prefetch,
+            outstanding: u32::try_from(held).unwrap_or(u32::MAX),
+        };
+        let consumer = Consumer {
+            channel,
+            tag: tag.clone(),
+            no_ack: options.no_ack,
+            priority,
+            attached: attached.unwrap_or(next_id),
+            has_left: false,
+        };
         if let Some(stream) = &mut found.stream {
             stream.attach(&consumer, &options.arguments, self.now, self.settings.epoch);
         }
-        found.consumers.add(consumer, exclusive);
+        match kind {
+            // In 4.x one that has nothing to settle is another.
+            QueueType::Quorum => {
+                let keeps_place = emulate == Emulate::RabbitMq3 || held > 0;
+                found.consumers.add_to_quorum(consumer, keeps_place, own.is_full());
+            }
+            QueueType::Classic => found.consumers.add(consumer, options.exclusive),
+            QueueType::Stream => found.consumers.add(consumer, false),
+        }
         found.had_consumers = true;
-        // To a quorum queue a consumer that comes back with its old tag is the same.
-        let outstanding = if kind == QueueType::Quorum { unacked } else { 0 };
-        let consumer =
-            ChannelConsumer { queue: queue.clone(), queue_id, no_ack: options.no_ack, prefetch, outstanding };
-        self.channel(channel)?.consumers.insert(tag.clone(), consumer);
+        self.channel(channel)?.consumers.insert(tag.clone(), own);
         self.run(&queue);
         self.send_letters();
         Ok(tag)
@@ -115,7 +134,10 @@ impl Vhost {
         }
         let Some(consumer) = opened.consumers.remove(tag) else { return false };
         if let Some(queue) = self.queues.get_mut(&consumer.queue) {
-            queue.consumers.remove(channel, tag);
+            match queue.kind {
+                QueueType::Quorum => queue.consumers.leave(channel, tag),
+                _ => drop(queue.consumers.remove(channel, tag)),
+            }
             if let Some(stream) = &mut queue.stream {
                 stream.detach(channel, tag);
             }
@@ -175,6 +197,7 @@ impl Vhost {
         let Some(queue) = self.queues.get_mut(&name) else { return Ok(None) };
         let Some(mut entry) = queue.ready.pop() else { return Ok(None) };
         if queue.kind == QueueType::Quorum {
+            queue.consumers.pass_over();
             let tag = Name::from(tag_to_come.to_string());
             entry.holder = Some(Box::new(Holder { channel, tag, fetched: true, attached }));
         }
@@ -267,7 +290,6 @@ impl Vhost {
 
     /// Hands out messages for as long as there are messages and consumers that can take them.
     pub(super) fn run(&mut self, name: &Name) {
-        let emulate = self.emulate();
         let Vhost { queues, channels, .. } = self;
         let Some(queue) = queues.get_mut(name) else { return };
         if queue.stream.is_some() {
@@ -281,42 +303,57 @@ impl Vhost {
             });
         }
         loop {
-            let Vhost { queues, channels, sessions, .. } = self;
-            let Some(queue) = queues.get_mut(name) else { return };
+            let Some(queue) = self.queues.get_mut(name) else { return };
+            if queue.kind == QueueType::Quorum {
+                queue.forget_who_left();
+            }
             if queue.ready.is_empty() {
                 return;
             }
-            // The limit of a channel is for its consumers of classic queues.
-            let is_quorum = queue.kind == QueueType::Quorum;
-            let can = |consumer: &Consumer| {
-                let writable = sessions.get(&consumer.channel.session).is_none_or(|session| session.writable);
-                let opened = channels.get(&consumer.channel);
-                writable
-                    && opened.is_some_and(|opened| {
-                        (is_quorum || !opened.is_limited())
-                            && opened.consumers.get(&consumer.tag).is_some_and(|own| !own.is_full())
-                    })
-            };
-            let Some(consumer) = queue.consumers.next(can) else { return };
-            let Some(mut entry) = queue.ready.pop() else { return };
-            if queue.kind == QueueType::Quorum {
-                let Consumer { channel, ref tag, attached, .. } = consumer;
-                let holder = Holder { channel, tag: tag.clone(), fetched: false, attached };
-                entry.holder = Some(Box::new(holder));
-            }
-            let (queue_id, sequence, redelivered) = (queue.id, entry.sequence, entry.redelivered);
-            let payload = entry.delivered(queue.kind, emulate);
-            if !consumer.no_ack {
-                queue.unacked.insert(sequence, entry);
-            }
-            let unacked =
-                Unacked { queue: name.clone(), queue_id, sequence, consumer: Some(consumer.tag.clone()) };
-            self.deliver_to(consumer.clone(), unacked, redelivered, payload);
-            if is_quorum {
-                self.set_aside_if_full(name, &consumer);
-            }
-            self.expire_messages(name);
+            let Some(consumer) = self.next_consumer(name) else { return };
+            let Some(entry) = self.queues.get_mut(name).and_then(|queue| queue.ready.pop()) else { return };
+            self.hand_out(name, &consumer, entry);
         }
+    }
+
+    /// Whose turn it is, of those who can take a message.
+    pub(super) fn next_consumer(&mut self, name: &Name) -> Option<Consumer> {
+        let Vhost { queues, channels, sessions, .. } = self;
+        let queue = queues.get_mut(name)?;
+        // The limit of a channel is for its consumers of classic queues.
+        let is_quorum = queue.kind == QueueType::Quorum;
+        queue.consumers.next(|consumer| {
+            let writable = sessions.get(&consumer.channel.session).is_none_or(|session| session.writable);
+            let opened = channels.get(&consumer.channel);
+            writable
+                && opened.is_some_and(|opened| {
+                    (is_quorum || !opened.is_limited())
+                        && opened.consumers.get(&consumer.tag).is_some_and(|own| !own.is_full())
+                })
+        })
+    }
+
+    /// Gives a message of a queue to a consumer.
+    pub(super) fn hand_out(&mut self, name: &Name, consumer: &Consumer, mut entry: Entry) {
+        let emulate = self.emulate();
+        let Some(queue) = self.queues.get_mut(name) else { return };
+        let is_quorum = queue.kind == QueueType::Quorum;
+        if is_quorum {
+            let Consumer { channel, ref tag, attached, .. } = *consumer;
+            entry.holder = Some(Box::new(Holder { channel, tag: tag.clone(), fetched: false, attached }));
+        }
+        let (queue_id, sequence, redelivered) = (queue.id, entry.sequence, entry.redelivered);
+        let payload = entry.delivered(queue.kind, emulate);
+        if !consumer.no_ack {
+            queue.unacked.insert(sequence, entry);
+        }
+        let unacked =
+            Unacked { queue: name.clone(), queue_id, sequence, consumer: Some(consumer.tag.clone()) };
+        self.deliver_to(consumer.clone(), unacked, redelivered, payload);
+        if is_quorum {
+            self.set_aside_if_full(name, consumer);
+        }
+        self.expire_messages(name);
     }
 
     /// Who is full loses the place in line: at once in a quorum queue, in others when it would be its turn.

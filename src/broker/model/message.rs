@@ -375,9 +375,9 @@ fn delivered_headers(headers: &FieldTable, emulate: Emulate) -> Option<FieldTabl
 }
 
 /// The same table in the order of its names. Of several entries with one name the first counts.
-pub(super) fn sorted(table: FieldTable) -> FieldTable {
+pub(super) fn sorted(mut table: FieldTable) -> FieldTable {
+    table.sort();
     let mut entries: Vec<_> = table.iter().map(|(name, value)| (name.to_owned(), value.clone())).collect();
-    entries.sort_by(|(one, _), (other, _)| one.cmp(other));
     entries.dedup_by(|later, first| later.0 == first.0);
     entries.into_iter().collect()
 }

@@ -76,7 +76,7 @@ impl Vhost {
         let message = Arc::new(accepted.message);
         let mut taken = false;
         for queue in &queues {
-            taken |= self.queues.contains_key(queue) && self.enqueue(queue, &message);
+            taken |= self.queues.contains_key(queue) && self.enqueue(queue, &message, None);
         }
         self.send_letters();
         Ok(taken)
@@ -112,7 +112,7 @@ impl Vhost {
             // RabbitMQ's commit forgets what a quorum queue refuses.
             let is_quorum = self.queues.get(name).is_some_and(|queue| queue.kind == QueueType::Quorum);
             let is_forgotten = in_transaction && is_quorum;
-            accepted &= self.enqueue(name, message) || is_forgotten;
+            accepted &= self.enqueue(name, message, Some(channel)) || is_forgotten;
         }
         accepted
     }
@@ -139,8 +139,7 @@ impl Vhost {
         }
         // RabbitMQ's channel learns that a quorum queue refuses when it has sent them all.
         let names = publishes.iter().flat_map(|publish| publish.to.names());
-        let refuses = |name: &Name| self.queues.get(name).is_some_and(|queue| queue.refuses);
-        self.refused_before = Some(names.filter(|name| refuses(name)).cloned().collect());
+        self.refused_before = Some(names.filter(|name| self.refuses(name, channel)).cloned().collect());
         let mut accepted = true;
         for publish in publishes {
             accepted &= self.deliver_uncommitted(channel, publish);
@@ -212,9 +211,33 @@ impl Vhost {
         queues
     }
 
-    /// A message arrives at a queue. Says whether the queue took it; one that does not exist has no objection.
-    pub(super) fn enqueue(&mut self, name: &Name, message: &Arc<Message>) -> bool {
-        let now = self.now;
+    /// Whether a quorum queue takes nothing from a channel. It tells those who have published to it when it is full, and
+    /// again when it has room; who has not done so before asks.
+    fn refuses(&mut self, name: &Name, channel: ChannelId) -> bool {
+        let Some(queue) = self.queues.get_mut(name) else { return false };
+        if queue.kind != QueueType::Quorum || queue.overflow != Overflow::RejectPublish {
+            return false;
+        }
+        if let Some(&refused) = queue.publishers.get(&channel) {
+            return refused;
+        }
+        let refused = queue.is_over_limit();
+        queue.publishers.insert(channel, refused);
+        if let Some(opened) = self.channels.get_mut(&channel) {
+            opened.publishes_to.insert(name.clone());
+        }
+        refused
+    }
+
+    /// A message arrives at a queue, from a channel or as a dead letter. Says whether the queue took it; one that does not
+    /// exist has no objection.
+    pub(super) fn enqueue(&mut self, name: &Name, message: &Arc<Message>, from: Option<ChannelId>) -> bool {
+        let (now, is_3) = (self.now, self.emulate() == Emulate::RabbitMq3);
+        let refused = match (&self.refused_before, from) {
+            (Some(refused), _) => refused.contains(name),
+            (None, Some(channel)) => self.refuses(name, channel),
+            (None, None) => false,
+        };
         let Some(queue) = self.queues.get_mut(name) else { return true };
         if let Some(stream) = &mut queue.stream {
             stream.append(message.clone(), now);
@@ -222,9 +245,7 @@ impl Vhost {
             return true;
         }
         let is_full = match queue.kind {
-            QueueType::Quorum => {
-                self.refused_before.as_ref().map_or(queue.refuses, |refused| refused.contains(name))
-            }
+            QueueType::Quorum => refused,
             _ => queue.would_overflow(message),
         };
         match queue.overflow {
@@ -237,6 +258,18 @@ impl Vhost {
             _ => {}
         }
         let entry = queue.entry(message.clone(), now);
+        // Those that wait for the successor of a single active consumer go on waiting, but this message does not: in 3.x, and
+        // if the successor does not ack. Otherwise RabbitMQ's queue crashes.
+        if queue.single_active
+            && queue.kind == QueueType::Classic
+            && !queue.ready.is_empty()
+            && is_3
+            && let Some(consumer) = self.next_consumer(name).filter(|consumer| consumer.no_ack)
+        {
+            self.hand_out(name, &consumer, entry);
+            return true;
+        }
+        let Some(queue) = self.queues.get_mut(name) else { return true };
         let sequence = entry.sequence;
         let expires = entry.expires.is_some();
         queue.ready.push(entry);
@@ -315,7 +348,7 @@ impl Vhost {
         let queues = self.route(&message);
         for queue in &queues {
             if reason == Reason::Rejected || !dead_letter::is_cycle(&message, queue, emulate) {
-                self.enqueue(queue, &message);
+                self.enqueue(queue, &message, None);
             }
         }
         queues.len()

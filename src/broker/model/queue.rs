@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Emulate, Name, QueueOptions, SessionId,
+    ChannelId, Emulate, Name, QueueOptions, SessionId,
     arguments::QueueType,
     consumers::{Consumers, Succession},
     dead_letter::DeadLetters,
@@ -48,8 +48,11 @@ pub(super) struct Queue {
     pub(super) max_length: Option<u64>,
     pub(super) max_bytes: Option<u64>,
     pub(super) overflow: Overflow,
-    /// A quorum queue was full and has not much room yet.
-    pub(super) refuses: bool,
+    /// The channels that have published to a quorum queue that refuses when it is full, and whether it refuses what they
+    /// publish.
+    pub(super) publishers: HashMap<ChannelId, bool>,
+    /// They were told last that the queue is full.
+    refuses: bool,
     pub(super) dead_letters: Option<DeadLetters>,
     pub(super) delivery_limit: Option<u32>,
     pub(super) single_active: bool,
@@ -91,8 +94,11 @@ impl Queue {
             Some(b"reject-publish-dlx") => Overflow::RejectPublishDlx,
             _ => Overflow::DropHead,
         };
+        let has_limit = arguments.get("x-delivery-limit").is_some();
         let limit = arguments.get("x-delivery-limit").and_then(integer);
         let delivery_limit = match (kind, limit) {
+            // To 3.x what is no number is more than any.
+            (QueueType::Quorum, None) if has_limit && emulate == Emulate::RabbitMq3 => Some(u32::MAX),
             // Below zero is none in 4.x, and to 3.x it is less than any number.
             (QueueType::Quorum, Some(..0)) if emulate == Emulate::RabbitMq3 => Some(0),
             (QueueType::Quorum, Some(limit)) => u32::try_from(limit).ok(),
@@ -113,6 +119,7 @@ impl Queue {
             max_length: number("x-max-length"),
             max_bytes: number("x-max-length-bytes"),
             overflow,
+            publishers: HashMap::new(),
             refuses: false,
             dead_letters: text("x-dead-letter-exchange")
                 .map(|exchange| DeadLetters { exchange, routing_key: text("x-dead-letter-routing-key") }),
@@ -158,6 +165,21 @@ impl Queue {
         gone + if self.single_active { consumers.min(1) } else { consumers }
     }
 
+    /// What a consumer of a quorum queue has to settle.
+    pub(super) fn held_by(&self, channel: ChannelId, tag: &[u8]) -> impl Iterator<Item = &Holder> {
+        let holders = self.unacked.values().filter_map(|entry| entry.holder.as_deref());
+        holders.filter(move |holder| holder.is_consumer(channel, tag))
+    }
+
+    /// Who has left a quorum queue and has nothing to settle loses the place in line as soon as it is the first.
+    pub(super) fn forget_who_left(&mut self) {
+        let Queue { consumers, unacked, .. } = self;
+        consumers.forget_first(|consumer| {
+            let mut holders = unacked.values().filter_map(|entry| entry.holder.as_deref());
+            holders.any(|holder| holder.is_consumer(consumer.channel, &consumer.tag))
+        });
+    }
+
     pub(super) fn entry(&mut self, message: Arc<Message>, now: Duration) -> Entry {
         let milliseconds = match (self.time_to_live, message.expiration) {
             (Some(one), Some(other)) => Some(one.min(other)),
@@ -170,6 +192,7 @@ impl Queue {
             redelivered: false,
             returns: 0,
             lazy: false,
+            is_normal: false,
             holder: None,
         }
     }
@@ -185,14 +208,19 @@ impl Queue {
         self.exceeds(self.ready.len() as u64, self.ready.bytes() as u64)
     }
 
-    /// A quorum queue notices only after the fact that it has too many. Then it refuses until a fifth of what it may
-    /// hold is free.
+    /// A quorum queue notices only after the fact that it has too many. Then it refuses, until a fifth of what it may
+    /// hold is free, whatever those publish who have published before.
     pub(super) fn watch_limit(&mut self) {
         let is_low = |max: Option<u64>, count: usize| max.is_none_or(|max| count as u64 <= max * 4 / 5);
         if self.is_over_limit() {
             self.refuses = true;
-        } else if is_low(self.max_length, self.ready.len()) && is_low(self.max_bytes, self.ready.bytes()) {
+            self.publishers.values_mut().for_each(|refused| *refused = true);
+        } else if self.refuses
+            && is_low(self.max_length, self.ready.len())
+            && is_low(self.max_bytes, self.ready.bytes())
+        {
             self.refuses = false;
+            self.publishers.values_mut().for_each(|refused| *refused = false);
         }
     }
 

@@ -300,6 +300,11 @@ impl Vhost {
         if let Some(session) = queue.owner.and_then(|owner| self.sessions.get_mut(&owner)) {
             session.queues.remove(name);
         }
+        for publisher in queue.publishers.keys() {
+            if let Some(channel) = self.channels.get_mut(publisher) {
+                channel.publishes_to.remove(name);
+            }
+        }
         for consumer in queue.consumers.clear() {
             if let Some(channel) = self.channels.get_mut(&consumer.channel) {
                 channel.consumers.remove(&consumer.tag);

@@ -5,7 +5,7 @@ use std::{cmp::Reverse, collections::VecDeque, time::Duration};
 use super::{
     ChannelId, Emulate, Name, Payload,
     arguments::QueueType,
-    message::{Fields, Kept, sorted},
+    message::{Fields, Kept},
 };
 
 /// A message in one queue.
@@ -22,6 +22,8 @@ pub(super) struct Entry {
     pub(super) returns: u32,
     /// It has waited in a lazy queue.
     pub(super) lazy: bool,
+    /// Its priority counts no more.
+    pub(super) is_normal: bool,
     /// Who has it from a quorum queue.
     pub(super) holder: Option<Box<Holder>>,
 }
@@ -35,6 +37,12 @@ pub(super) struct Holder {
     pub(super) fetched: bool,
     /// Who has come earlier has a smaller one.
     pub(super) attached: u64,
+}
+
+impl Holder {
+    pub(super) fn is_consumer(&self, channel: ChannelId, tag: &[u8]) -> bool {
+        !self.fetched && self.channel == channel && *self.tag == *tag
+    }
 }
 
 impl Entry {
@@ -58,7 +66,8 @@ impl Entry {
             let mut fields = Fields::decode(&self.message.properties).unwrap_or_else(|_| Fields::empty());
             let mut headers = fields.headers().unwrap_or_default();
             headers.insert("x-delivery-count", i64::from(self.returns));
-            fields.set_headers(&sorted(headers));
+            headers.sort();
+            fields.set_headers(&headers);
             payload.properties = fields.encode();
         }
         payload
@@ -222,7 +231,7 @@ impl Ready {
         let priority = entry.message.priority.unwrap_or(0);
         let highest = self.levels.len().saturating_sub(1);
         let level = match self.turns {
-            Some(_) => usize::from(priority > NORMAL_PRIORITY),
+            Some(_) => usize::from(priority > NORMAL_PRIORITY && !entry.is_normal),
             None => priority.into(),
         };
         level.min(highest)

@@ -59,14 +59,17 @@ impl Vhost {
         if settlement == Settlement::Ack || self.emulate() != Emulate::RabbitMq3 {
             return Ok(());
         }
-        let is_stream = |name: &Name| self.queues.get(name).is_some_and(|queue| queue.stream.is_some());
-        match taken.iter().find(|(_, unacked)| is_stream(&unacked.queue)) {
+        match taken.iter().find(|(_, unacked)| self.is_stream(&unacked.queue)) {
             Some((_, unacked)) => Err(Refusal::not_implemented(format!(
                 "basic.nack and basic.reject not supported by stream queues {}",
                 self.queue_text(&unacked.queue)
             ))),
             None => Ok(()),
         }
+    }
+
+    fn is_stream(&self, name: &Name) -> bool {
+        self.queues.get(name).is_some_and(|queue| queue.stream.is_some())
     }
 
     /// `basic.recover`, whose answer is an effect.
@@ -82,8 +85,19 @@ impl Vhost {
         if !requeue {
             return Err(Refusal::not_implemented("requeue=false"));
         }
-        let taken: Vec<_> = std::mem::take(&mut self.channel(channel)?.unacked).into_iter().collect();
+        let taken = std::mem::take(&mut self.channel(channel)?.unacked);
+        let (read, taken): (Vec<_>, Vec<_>) =
+            taken.into_iter().partition(|(_, unacked)| self.is_stream(&unacked.queue));
         self.settle_all(channel, Settlement::Requeue, taken);
+        // What there is in streams now RabbitMQ's channel sends to the last consumer first.
+        let mut by_consumer = BTreeMap::<_, Vec<_>>::new();
+        for (tag, unacked) in read {
+            let consumer = (unacked.queue.clone(), unacked.consumer.clone());
+            by_consumer.entry(consumer).or_default().push((tag, unacked));
+        }
+        for taken in by_consumer.into_values().rev() {
+            self.settle_all(channel, Settlement::Requeue, taken);
+        }
         self.send_letters();
         Ok(())
     }
@@ -115,8 +129,8 @@ impl Vhost {
                 }
                 Settlement::Requeue => self.requeue(&name, entries, Some((channel, &source))),
             }
-            let takes_over = self.queues.get(&name).is_some_and(|queue| queue.consumers.takes_over());
-            if has_room || takes_over || settlement == Settlement::Requeue {
+            let is_quorum = self.queues.get(&name).is_some_and(|queue| queue.kind == QueueType::Quorum);
+            if has_room || is_quorum || settlement == Settlement::Requeue {
                 self.run(&name);
             }
         }
@@ -167,6 +181,7 @@ impl Vhost {
                 // Without a limit a message that nobody wants must not be in the way of the others.
                 None if from.is_some() => {
                     entry.sequence = queue.next_sequence();
+                    entry.is_normal = true;
                     queue.ready.push(entry);
                 }
                 _ => queue.ready.put_first(entry),
@@ -258,7 +273,19 @@ impl Vhost {
         let returned = effects.partition_point(|effect| matches!(effect, Effect::Return { .. }));
         let answer = before + returned;
         self.effects.append(&mut effects);
+        // A classic queue of RabbitMQ takes acks before whatever else waits for it.
+        let is_classic = |unacked: &Unacked| {
+            self.queues.get(&unacked.queue).is_some_and(|queue| queue.kind == QueueType::Classic)
+        };
+        let (mut acks, mut others) = (Vec::new(), Vec::new());
         for (settlement, taken) in settlements {
+            let (first, rest): (Vec<_>, Vec<_>) = taken
+                .into_iter()
+                .partition(|(_, unacked)| settlement == Settlement::Ack && is_classic(unacked));
+            acks.push((settlement, first));
+            others.push((settlement, rest));
+        }
+        for (settlement, taken) in acks.into_iter().chain(others) {
             self.check_not_stream(settlement, &taken)?;
             self.settle_all(channel, settlement, taken);
         }

@@ -187,7 +187,17 @@ impl Vhost {
 
     /// The connection is gone: its channels, exclusive queues and consumers go, what was unacked is requeued.
     pub(crate) fn close_session(&mut self, session: SessionId) {
-        self.channels_of(session).into_iter().for_each(|channel| self.close_channel(channel));
+        let channels = self.channels_of(session);
+        // What one of its channels gives back must not be lost with another.
+        let consumers = channels.iter().filter_map(|channel| self.channels.get(channel));
+        let without_acks = consumers.flat_map(|channel| channel.consumers.values()).filter(|own| own.no_ack);
+        let queues: BTreeSet<Name> = without_acks.map(|own| own.queue.clone()).collect();
+        for name in queues {
+            if let Some(queue) = self.queues.get_mut(&name) {
+                queue.consumers.expect_acks(session);
+            }
+        }
+        channels.into_iter().for_each(|channel| self.close_channel(channel));
         let owned = self.sessions.get_mut(&session).map(|session| std::mem::take(&mut session.queues));
         owned.iter().flatten().for_each(|name| self.remove_queue(name));
         self.sessions.remove(&session);
@@ -215,6 +225,11 @@ impl Vhost {
         }
         if let Some(reply) = closed.reply_consumer {
             self.reply_addresses.remove(&reply.address);
+        }
+        for name in &closed.publishes_to {
+            if let Some(queue) = self.queues.get_mut(name) {
+                queue.publishers.remove(&channel);
+            }
         }
         let mut unacked = closed.unacked;
         if let Mode::Transaction(transaction) = closed.mode {

@@ -21,6 +21,7 @@ fn entry(sequence: u64, priority: u8) -> Entry {
         redelivered: false,
         returns: 0,
         lazy: false,
+        is_normal: false,
         holder: None,
     }
 }
