@@ -1,9 +1,9 @@
 //! How many locks and wake-ups a message may cost, by counting those of the thread that does the work. The other half of
 //! the budget, allocations and system calls, is in `tests/budget.rs`.
 
-use super::fixture::Fixture;
+use super::fixture::{Fixture, WRITES};
 use crate::{
-    connection::{outgoing::Urgency, reader::Demultiplexer},
+    connection::{outgoing::Urgency, reader::Demultiplexer, writer::LINGER},
     protocol::{
         content::{write_body, write_header},
         frame::write_method,
@@ -12,7 +12,7 @@ use crate::{
     },
     sync::{Waiter, counted},
 };
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const MESSAGES: usize = 10_000;
 
@@ -187,4 +187,30 @@ fn a_call_takes_eight_locks() {
     });
     assert!(locks <= 8 * MESSAGES, "{locks} locks for {MESSAGES} calls");
     assert_eq!(wakes, 0);
+}
+
+/// Row 54: what is gathered for a window is written once, by the one who waits for it, and not its first message alone; but a
+/// lone message is not held back.
+#[test]
+fn a_window_takes_one_write_and_a_lone_message_another() {
+    let fixture = Fixture::new();
+    let channel = &fixture.channels[1];
+    let outgoing = &fixture.shared.outgoing;
+    let writes = |of_window: usize| {
+        let (before, mut late) = (WRITES.get(), 0);
+        for _ in 0..MESSAGES / of_window {
+            let paused = Instant::now();
+            outgoing.flush();
+            channel.basic_publish("", "key", b"sixteen bytes...").unwrap();
+            // After a pause, its first message is a lone one.
+            late += usize::from(paused.elapsed() >= LINGER);
+            (1..of_window).for_each(|_| channel.basic_publish("", "key", b"sixteen bytes...").unwrap());
+        }
+        outgoing.flush();
+        (WRITES.get() - before, late)
+    };
+    let (written, late) = writes(100);
+    let windows = MESSAGES / 100;
+    assert!((windows..=windows + late + ONCE).contains(&written), "{written} writes, {late} pauses");
+    assert_eq!(writes(1).0, MESSAGES);
 }

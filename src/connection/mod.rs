@@ -21,7 +21,7 @@ mod tests;
 pub(crate) mod tls_options;
 mod uri;
 pub(crate) mod work;
-mod writer;
+pub(crate) mod writer;
 
 use std::{
     fmt,

@@ -7,7 +7,12 @@
 //! Invariant: no error contains a password. In a malformed URI any piece may be part of one (`amqp://u:a/b@host`),
 //! so only the keys and values of the query are ever quoted, and [`Query::may_quote`] says when.
 
-use std::{fmt, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    str::FromStr,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
@@ -481,11 +486,14 @@ fn format_address(address: &Address) -> String {
 
 /// `?key=value&key=value` for every setting that differs from its default, or nothing.
 fn format_query(config: &Config, passwords: Passwords) -> String {
-    let default = Config::default();
+    static DEFAULTS: LazyLock<Vec<Vec<String>>> = LazyLock::new(|| {
+        let default = Config::default();
+        KEYS.iter().map(|key| key.values(&default)).collect()
+    });
     let mut query = String::new();
-    for key in KEYS {
+    for (key, default) in KEYS.iter().zip(&*DEFAULTS) {
         let values = key.values(config);
-        if values == key.values(&default) {
+        if values == *default {
             continue;
         }
         for value in values {

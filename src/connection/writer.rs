@@ -16,7 +16,7 @@ use crate::{
 
 /// How long after a write the frames of a stream are gathered before the writer thread writes them: long against the
 /// cost of a system call, short against anything that a person or a network notices.
-pub(super) const LINGER: Duration = Duration::from_micros(150);
+pub(crate) const LINGER: Duration = Duration::from_micros(150);
 
 /// After a failed write, how long the reader gets to find the broker's own words about it (a
 /// `connection.close` that was sent before the socket was closed).

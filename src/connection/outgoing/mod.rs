@@ -42,6 +42,9 @@ use gate::{BUSY, OWES_FLOW_OK, SHUT, STOPPED};
 /// A caller that gathers this much writes it out: larger writes are hardly cheaper per byte.
 const FLUSH_AT: usize = 128 * 1024;
 
+/// A caller that waits after it has gathered this much is likely to go on with more of it.
+const STREAM: usize = 4 * 1024;
+
 /// How often the holder of a turn goes on for others that appended meanwhile, before he leaves it to the
 /// writer thread and returns to his own business.
 const ROUNDS: usize = 4;
@@ -360,10 +363,11 @@ impl Outgoing {
         lock(&self.state).occupied() > 0
     }
 
-    /// For a caller that is about to wait: writes what was gathered, and the stream, if there was one, pauses.
+    /// For a caller that is about to wait: writes what was gathered. The stream, if there was one, pauses, unless it was
+    /// much: whoever waits for room in a window goes on at once when there is some, and then gathers again.
     pub(crate) fn flush(&self) {
         let mut state = lock(&self.state);
-        state.streaming = false;
+        state.streaming &= state.unsent() >= STREAM;
         self.write_gathered(state, Patience::None);
     }
 
