@@ -31,6 +31,8 @@ pub struct Connection {
 #[derive(Default)]
 pub struct Channel {
     pub unacked: Vec<u64>,
+    /// Which consumer a delivery was for.
+    consumers: BTreeMap<u64, String>,
     /// Settled in a transaction that may be rolled back.
     settled: Vec<u64>,
     in_transaction: bool,
@@ -195,6 +197,7 @@ impl Channel {
                 let tag = arguments.text(0).to_owned();
                 if self.no_ack.get(&tag) != Some(&true) {
                     self.unacked.push(arguments.number(1));
+                    self.consumers.insert(arguments.number(1), tag.clone());
                 }
                 self.lines.push(format!(
                     "deliver to {}: {} redelivered={} {}",
@@ -240,6 +243,12 @@ impl Channel {
             self.lines.push(format!("no {verb} in this transaction"));
         }
         may
+    }
+
+    /// Whether a delivery for a consumer, or for this one, is not settled for good.
+    pub fn holds(&self, consumer: Option<&str>) -> bool {
+        let mut held = self.unacked.iter().chain(&self.settled).filter_map(|tag| self.consumers.get(tag));
+        held.any(|tag| consumer.is_none_or(|wanted| tag == wanted))
     }
 
     /// Counts a publish, if they are counted.

@@ -48,6 +48,8 @@ use transcript::{Patience, QUICK, Runner, THOROUGH};
 pub(crate) struct Target {
     pub(crate) address: SocketAddr,
     pub(crate) vhost: String,
+    /// What it is, or acts as.
+    pub(crate) emulate: Emulate,
     /// A user who may [`CONFIGURE`], [`WRITE`] and [`READ`]. The password is the name.
     pub(crate) restricted: String,
     pub(crate) restart: Arc<dyn Fn() + Send + Sync>,
@@ -82,6 +84,7 @@ impl Pair {
         let rabbitmq = Target {
             address: rabbitmq.address(),
             vhost: rabbitmq.vhost.clone(),
+            emulate,
             restricted: user.name.clone(),
             restart: Arc::new(move || restarted.restart()),
             wait: Arc::new(thread::sleep),
@@ -147,6 +150,7 @@ fn target_of(emulate: Emulate, vhost: &str, restricted: &str) -> Target {
     Target {
         address: broker.address().unwrap(),
         vhost: vhost.into(),
+        emulate,
         restricted: restricted.into(),
         restart: Arc::new(move || restarted.restart().unwrap()),
         wait: Arc::new(move |time| broker.advance(time)),

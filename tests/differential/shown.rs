@@ -1,5 +1,5 @@
 //! What a broker said, as text. What differs from broker to broker by its nature is left out: the time of a death,
-//! and names that the broker made up.
+//! names that the broker made up, and how often a letter went round that goes round for ever.
 
 use crate::{common::peer::Arguments, wire::Received};
 
@@ -113,10 +113,20 @@ fn table(mut rest: &[u8]) -> String {
         let length = take(&mut rest, 1)[0];
         let name = text(take(&mut rest, length.into()));
         let value = value(&mut rest);
-        let value = if name == "time" { "T".to_owned() } else { value };
+        let value = match name.as_str() {
+            "time" => "T".to_owned(),
+            "count" if is_many(&value) => "many".to_owned(),
+            _ => value,
+        };
         entries.push(format!("{name}: {value}"));
     }
     format!("{{{}}}", entries.join(", "))
+}
+
+/// In 3.x a letter that was rejected once can go round for ever, as often as there is time. Whatever has an end dies less
+/// often than this in the same queue.
+fn is_many(count: &str) -> bool {
+    count.strip_prefix('l').and_then(|number| number.parse::<u64>().ok()).is_some_and(|number| number > 20)
 }
 
 fn value(rest: &mut &[u8]) -> String {

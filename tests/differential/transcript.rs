@@ -11,6 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use leveret::broker::Emulate;
+
 use crate::{
     Target,
     client::{Connection, QUEUES},
@@ -44,6 +46,7 @@ pub struct Runner {
     known: BTreeSet<&'static str>,
     /// There is a stream, and it is q0. RabbitMQ counts its messages and consumers some seconds later.
     has_stream: bool,
+    has_quorum_queue: bool,
 }
 
 /// Without the numbers of messages and consumers of q0.
@@ -60,13 +63,14 @@ fn without_count(line: &str) -> String {
 impl Runner {
     pub fn new(target: Target) -> Runner {
         let connections = ['A', 'B'].map(|name| Connection::open(&target, name)).into();
-        Runner { target, connections, known: BTreeSet::new(), has_stream: false }
+        Runner { target, connections, known: BTreeSet::new(), has_stream: false, has_quorum_queue: false }
     }
 
     /// Runs a sequence from an empty virtual host, and leaves an empty one. Stops after the first operation that
     /// does not lead to what is expected.
     pub fn run(&mut self, sequence: &[String], expected: Option<(&Transcript, Patience)>) -> Transcript {
         self.has_stream = sequence.iter().any(|line| line.contains("q0 durable x-queue-type=stream"));
+        self.has_quorum_queue = sequence.iter().any(|line| line.contains("x-queue-type=quorum"));
         let mut transcript = Transcript::new();
         for (at, line) in sequence.iter().enumerate() {
             let wanted = expected.and_then(|(expected, patience)| Some((expected.get(at)?, patience)));
@@ -107,7 +111,12 @@ impl Runner {
                     Some(word) if word.starts_with("any") => self.with_unacked(index, number),
                     _ => (index, number),
                 };
-                perform(&mut self.connections[index], number, at, words);
+                if self.crashes(index, number, words) {
+                    let lines = &mut self.connections[index].channel(number).lines;
+                    lines.push(format!("no {verb}: RabbitMQ 3.10 crashes"));
+                } else {
+                    perform(&mut self.connections[index], number, at, words);
+                }
             }
         }
         let started = Instant::now();
@@ -124,6 +133,21 @@ impl Runner {
             }
         }
         unreachable!()
+    }
+
+    /// Whether this would crash a channel of RabbitMQ 3.10, at once or with the next delivery, so that nothing that follows
+    /// could be compared: giving back what came from a stream by `recover`, and consuming from a quorum queue with a tag
+    /// that still has something to settle.
+    fn crashes(&mut self, index: usize, number: u16, words: Words<'_>) -> bool {
+        if self.target.emulate != Emulate::RabbitMq3 {
+            return false;
+        }
+        let channel = self.connections[index].channel(number);
+        match words.0[0] {
+            "recover" => self.has_stream && channel.holds(None),
+            "consume" => self.has_quorum_queue && channel.holds(Some(words.name(2))),
+            _ => false,
+        }
     }
 
     /// The place of a connection; others than A and B are opened when somebody wants them.

@@ -97,13 +97,21 @@ impl Destinations {
     }
 }
 
-/// A queue as it was when a message was published. Another of the same name does not stand in for it.
+/// A queue as it was when a message was published. Another of the same name does not stand in for it, unless they are
+/// quorum queues, which have nothing but their names.
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) name: Name,
     pub(super) id: u64,
     /// The commit fails without a classic queue or a stream; a quorum queue is not missed.
     pub(super) kind: QueueType,
+}
+
+impl Found {
+    /// Whether a later queue of the same name, of this type, gets what was meant for this one.
+    pub(super) fn is_also(&self, later: QueueType) -> bool {
+        self.kind == QueueType::Quorum && later == QueueType::Quorum
+    }
 }
 
 /// What a transaction has gathered.

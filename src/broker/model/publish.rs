@@ -6,6 +6,7 @@ use super::{
     ChannelId, Effect, Emulate, Name, Publish, Refusal,
     arguments::QueueType,
     channel::{Destinations, Found, Mode, Uncommitted},
+    consumers::Consumer,
     dead_letter::{self, Letter, Reason},
     exchange::Destination,
     message::{Accepted, Message, accept},
@@ -156,9 +157,10 @@ impl Vhost {
             Destinations::Found(found) => found,
         };
         let is_routed = !found.is_empty();
-        let (there, gone): (Vec<_>, Vec<_>) = found
-            .into_iter()
-            .partition(|found| self.queues.get(&found.name).is_some_and(|queue| queue.id == found.id));
+        let (there, gone): (Vec<_>, Vec<_>) = found.into_iter().partition(|found| {
+            let queue = self.queues.get(&found.name);
+            queue.is_some_and(|queue| queue.id == found.id || found.is_also(queue.kind))
+        });
         let there: Vec<Name> = there.into_iter().map(|found| found.name).collect();
         let accepted = self.deliver(channel, &message, mandatory && !is_routed, &there);
         accepted && !gone.iter().any(|found| found.kind == QueueType::Classic)
@@ -258,14 +260,7 @@ impl Vhost {
             _ => {}
         }
         let entry = queue.entry(message.clone(), now);
-        // Those that wait for the successor of a single active consumer go on waiting, but this message does not: in 3.x, and
-        // if the successor does not ack. Otherwise RabbitMQ's queue crashes.
-        if queue.single_active
-            && queue.kind == QueueType::Classic
-            && !queue.ready.is_empty()
-            && is_3
-            && let Some(consumer) = self.next_consumer(name).filter(|consumer| consumer.no_ack)
-        {
+        if is_3 && let Some(consumer) = self.next_past_others(name) {
             self.hand_out(name, &consumer, entry);
             return true;
         }
@@ -294,6 +289,16 @@ impl Vhost {
             self.expire_messages(name);
         }
         true
+    }
+
+    /// Messages that wait for the successor of a single active consumer go on waiting in 3.x when another comes, but that one
+    /// does not, if the successor does not ack. (If it does, RabbitMQ's queue crashes.)
+    fn next_past_others(&mut self, name: &Name) -> Option<Consumer> {
+        let queue = self.queues.get(name)?;
+        if !queue.single_active || queue.kind != QueueType::Classic || queue.ready.is_empty() {
+            return None;
+        }
+        self.next_consumer(name).filter(|consumer| consumer.no_ack)
     }
 
     /// Says whether there was a message too many.
