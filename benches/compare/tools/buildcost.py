@@ -31,7 +31,7 @@ V = {
 }
 CRATE = os.path.abspath(os.path.join(HERE, "..", "..", ".."))
 for tag, feat in (("leveret", ""), ("leveret-tls", '"tls"'), ("leveret-broker", '"broker"'), ("leveret-json", '"json"'),
-                  ("leveret-coroutines", '"coroutines"')):
+                  ("leveret-coroutines", '"coroutines"'), ("leveret-all", '"tls", "broker", "json", "coroutines"')):
     V[tag] = ("leveret", 'leveret = { path = "%s", default-features = false, features = [%s] }\n' % (CRATE, feat))
 
 
