@@ -19,9 +19,11 @@ use common::{
     brokers::{Broker, on_each_broker},
     limits::{PROMPT, given_time},
     peer::*,
+    proxy::BUFFER,
     watchdog::{LIMIT, Watchdog, test_name},
 };
 use leveret::{Channel, Config, Connection, Consume, Error, Event, Events, Outcome, Result, Scope};
+use socket2::SockRef;
 
 /// For what is to run into its limit.
 const SHORT: Duration = Duration::from_millis(100);
@@ -336,6 +338,45 @@ fn a_publisher_that_waits_keeps_the_reader_reading() {
         connection.close().unwrap();
         drop(consumer);
     }
+}
+
+/// Rows 53, 74, 81: a broker that reads only when it is read from; who waits for room to ack has it read.
+#[test]
+fn an_ack_that_waits_for_room_keeps_the_reader_reading() {
+    let _watchdog = Watchdog::new(&test_name(), LIMIT);
+    let peer = Peer::run(|peer| {
+        peer.handshake();
+        peer.open_channel(1);
+        peer.expect(1, CONSUME);
+        peer.send(1, CONSUME_OK, args!["tag"]);
+        // More than all buffers in between hold.
+        SockRef::from(peer.socket()).set_send_buffer_size(BUFFER).unwrap();
+        for number in 1..=48 {
+            peer.deliver(1, "tag", number, &[b'x'; 1024 * 1024]);
+        }
+        assert_eq!(peer.until(1, ACK).number(0), 1);
+        peer.close();
+    });
+    let config =
+        peer.config().prefetch(0).incoming_buffer(100_000).outgoing_buffer(4096).receive_buffer(BUFFER);
+    let connection = Connection::open(config).unwrap();
+    let channel = connection.channel().unwrap();
+    let mut consumer = channel.basic_consume(Consume::new("q").consumer_tag("tag")).unwrap();
+    let first = consumer.next().unwrap().unwrap();
+    let mut refused = 0;
+    while refused < 50 {
+        match channel.try_publish("", "q", &[7; 20_000]) {
+            Ok(()) => refused = 0,
+            Err(Error::WouldBlock) => {
+                refused += 1;
+                thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    first.ack().unwrap();
+    drop(consumer);
+    connection.close().unwrap();
 }
 
 /// A memory alarm on the whole node, for as long as this value lives.

@@ -14,7 +14,7 @@ use common::{
     limits::{PROMPT, given_time},
     peer::*,
 };
-use leveret::{Connection, Consume, Error, Publish, ReplyCode, Result, Scope};
+use leveret::{Connection, Consume, Error, Get, Publish, ReplyCode, Result, Scope};
 
 /// A limit that is meant to pass.
 const SHORT: Duration = Duration::from_millis(50);
@@ -24,10 +24,12 @@ fn is_timeout<T>(result: &Result<T>) -> bool {
 }
 
 /// Row 37: the late answer to a call that timed out is never given to another, neither on the same thread nor on
-/// another one that waits for the same kind of answer.
+/// another one that waits for the same kind of answer. A message that comes too late goes back to its queue.
 #[test]
 fn a_late_answer_reaches_nobody_else() {
     let (purging, purge) = mpsc::channel();
+    let (going_on, goes_on) = mpsc::channel();
+    let (answer, may_answer) = mpsc::channel();
     let peer = Peer::run(move |peer| {
         peer.handshake();
         peer.open_channel(1);
@@ -40,8 +42,16 @@ fn a_late_answer_reaches_nobody_else() {
         peer.content(1, GET_OK, args![1, 0, "", "", 0], b"late");
         peer.send(1, QUEUE_PURGE_OK, args![3]);
         peer.send(1, QUEUE_PURGE_OK, args![4]);
+        expect_back(peer, 1);
         peer.expect(1, GET);
         peer.content(1, GET_OK, args![2, 0, "", "", 0], b"in time");
+        // Nobody has to settle this one.
+        peer.expect(1, GET);
+        going_on.send(()).unwrap();
+        may_answer.recv().unwrap();
+        peer.content(1, GET_OK, args![3, 0, "", "", 0], b"late");
+        peer.expect(1, QUEUE_PURGE);
+        peer.send(1, QUEUE_PURGE_OK, args![5]);
         peer.close();
     });
     let connection = Connection::open(peer.config()).unwrap();
@@ -55,31 +65,99 @@ fn a_late_answer_reaches_nobody_else() {
         assert_eq!(third.join().unwrap().unwrap(), 3);
     });
     assert_eq!(channel.basic_get("q").unwrap().unwrap().body(), b"in time");
+    assert!(is_timeout(&channel.within(SHORT).basic_get(Get::new("q").no_ack(true))));
+    goes_on.recv().unwrap();
+    answer.send(()).unwrap();
+    assert_eq!(channel.queue_purge("q").unwrap(), 5);
     connection.close().unwrap();
 }
 
-/// Rows 37, 71: a consumer whose start timed out is cancelled, and what comes for it reaches nobody.
+/// The client gives a message back to its queue.
+fn expect_back(peer: &mut Peer, delivery_tag: u64) {
+    let nack = peer.expect(1, NACK);
+    assert_eq!((nack.number(0), nack.number(1)), (delivery_tag, 0b10), "one, to its queue");
+}
+
+/// Rows 15, 37, 71: a consumer whose start timed out is cancelled, also when the broker has blocked the connection, and
+/// what comes for it reaches nobody and goes back.
 #[test]
 fn a_consumer_that_starts_too_late_is_cancelled() {
-    let peer = Peer::run(|peer| {
+    for blocked in [false, true] {
+        let (back, are_back) = mpsc::channel();
+        let peer = Peer::run(move |peer| {
+            peer.handshake();
+            peer.open_channel(1);
+            if blocked {
+                peer.send(0, BLOCKED, args!["low on memory"]);
+            }
+            peer.expect(1, FLOW);
+            peer.send(1, FLOW_OK, args![1]);
+            peer.expect(1, CONSUME);
+            let cancel = peer.expect(1, CANCEL);
+            assert_eq!((cancel.text(0), cancel.number(1)), ("late", 0));
+            peer.send(1, CONSUME_OK, args!["late"]);
+            peer.deliver(1, "late", 1, b"lost");
+            peer.deliver(1, "late", 2, b"lost");
+            for number in [1, 2] {
+                expect_back(peer, number);
+            }
+            back.send(()).unwrap();
+            peer.expect(1, CONSUME);
+            peer.send(1, CONSUME_OK, args!["next"]);
+            peer.send(1, CANCEL_OK, args!["late"]);
+            peer.deliver(1, "next", 3, b"found");
+            // The name is free again.
+            peer.expect(1, CONSUME);
+            peer.send(1, CONSUME_OK, args!["late"]);
+            peer.deliver(1, "late", 4, b"in time");
+            peer.close();
+        });
+        let connection = Connection::open(peer.config().prefetch(0)).unwrap();
+        let channel = connection.channel().unwrap();
+        channel.flow(true).unwrap();
+        let consume = Consume::new("q").consumer_tag("late");
+        let late = channel.within(SHORT).basic_consume(consume.clone());
+        match late {
+            Err(Error::Blocked { .. }) if blocked => {}
+            Err(Error::Timeout(_)) if !blocked => {}
+            other => panic!("{other:?}"),
+        }
+        are_back.recv().unwrap();
+        let mut consumer = channel.basic_consume(consume.clone().consumer_tag("next")).unwrap();
+        assert_eq!(consumer.next().unwrap().unwrap().body(), b"found");
+        let mut again = channel.basic_consume(consume).unwrap();
+        assert_eq!(again.next().unwrap().unwrap().body(), b"in time");
+        connection.close().unwrap();
+    }
+}
+
+/// Rows 37, 73: what comes for a consumer that was dropped, and whose cancel the broker has not answered in time, goes
+/// back as well.
+#[test]
+fn what_comes_for_a_dropped_consumer_goes_back() {
+    let (sent, is_sent) = mpsc::channel();
+    let peer = Peer::run(move |peer| {
         peer.handshake();
         peer.open_channel(1);
         peer.expect(1, CONSUME);
-        let cancel = peer.expect(1, CANCEL);
-        assert_eq!((cancel.text(0), cancel.number(1)), ("late", 1));
-        peer.send(1, CONSUME_OK, args!["late"]);
-        peer.deliver(1, "late", 1, b"lost");
-        peer.expect(1, CONSUME);
-        peer.send(1, CONSUME_OK, args!["next"]);
-        peer.deliver(1, "next", 2, b"found");
+        peer.send(1, CONSUME_OK, args!["slow"]);
+        peer.deliver(1, "slow", 1, b"queued");
+        sent.send(()).unwrap();
+        peer.expect(1, CANCEL);
+        expect_back(peer, 1);
+        peer.deliver(1, "slow", 2, b"crossed");
+        expect_back(peer, 2);
+        sent.send(()).unwrap();
+        peer.send(1, CANCEL_OK, args!["slow"]);
         peer.close();
     });
-    let connection = Connection::open(peer.config().prefetch(0)).unwrap();
+    let connection = Connection::open(peer.config().prefetch(0).drop_timeout(SHORT)).unwrap();
     let channel = connection.channel().unwrap();
-    let consume = Consume::new("q").consumer_tag("late");
-    assert!(is_timeout(&channel.within(SHORT).basic_consume(consume.clone())));
-    let mut consumer = channel.basic_consume(consume.consumer_tag("next")).unwrap();
-    assert_eq!(consumer.next().unwrap().unwrap().body(), b"found");
+    let consumer = channel.basic_consume(Consume::new("q").consumer_tag("slow")).unwrap();
+    is_sent.recv().unwrap();
+    drop(consumer);
+    is_sent.recv().unwrap();
+    drop(channel);
     connection.close().unwrap();
 }
 
@@ -495,4 +573,40 @@ fn a_close_that_loses_accepted_messages_says_why() {
         ended.send(()).unwrap();
         peer.finish();
     });
+}
+
+/// Rows 34, 53: a channel's close that finds no room in time is sent all the same, so that its id is free in the end.
+#[test]
+fn a_close_without_room_is_sent_later() {
+    let (closed, is_closed) = mpsc::channel::<()>();
+    let peer = Peer::run(move |peer| {
+        peer.handshake();
+        peer.open_channel(1);
+        peer.open_channel(2);
+        is_closed.recv().unwrap();
+        peer.until(2, CHANNEL_CLOSE);
+        peer.send(2, CHANNEL_CLOSE_OK, &[]);
+        while peer.next_frame().method() != Some(CHANNEL_OPEN) {}
+        peer.send(2, CHANNEL_OPEN_OK, args![""]);
+        peer.close();
+    });
+    let config = peer.config().outgoing_buffer(4096).close_timeout(SHORT).publish_timeout(SHORT);
+    let connection = Connection::open(config).unwrap();
+    let (channel, other) = (connection.channel().unwrap(), connection.channel().unwrap());
+    while channel.basic_publish("", "q", &[7; 20_000]).is_ok() {}
+    let late = other.close();
+    assert!(is_timeout(&late), "{late:?}");
+    closed.send(()).unwrap();
+    let mut reopened = other.reopen();
+    eventually("the id is free", || {
+        if reopened.is_err() {
+            reopened = other.reopen();
+        }
+        reopened.is_ok()
+    });
+    assert_eq!(other.id(), 2);
+    drop((channel, other));
+    // How long what is still in the buffers takes is not what this is about.
+    let _ = connection.close();
+    peer.abandon();
 }

@@ -207,6 +207,7 @@ impl Core {
         let outgoing = &self.connection.outgoing;
         let mut deadline = None;
         let mut waiter = None;
+        let mut awaiting = None;
         loop {
             let mut state = self.lock();
             state.check_open()?;
@@ -244,6 +245,8 @@ impl Core {
                 }
                 Push::Later | Push::HalfSent => {
                     drop(state);
+                    // The broker may make room only when what it says is read.
+                    awaiting.get_or_insert_with(|| self.connection.incoming.awaiting().ok());
                     let deadline = *deadline.get_or_insert_with(|| Instant::now().checked_add(limit));
                     if !outgoing.pause(&mut waiter, deadline)? {
                         return Err(self.too_late("sending an acknowledgement", limit));
@@ -252,6 +255,21 @@ impl Core {
                 Push::Shut => {
                     drop(state);
                     return Err(self.why_shut());
+                }
+            }
+        }
+    }
+
+    /// What came for nobody, or for somebody who is gone: it goes back, unless it is settled. **Does not wait.**
+    pub(super) fn give_back(&self, epoch: u32, delivery_tags: impl IntoIterator<Item = u64>) {
+        for tag in delivery_tags {
+            let back = Settlement::Nack { multiple: false, requeue: Requeue::Yes };
+            match self.settle_within(Duration::ZERO, tag, Some(epoch), back) {
+                Ok(()) | Err(Error::Settled { .. }) => {}
+                Err(error) => {
+                    let channel = self.gate.channel();
+                    log::warn!(target: "leveret::channel", "channel {channel}: deliveries cannot be given back: {error}");
+                    return;
                 }
             }
         }

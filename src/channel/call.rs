@@ -1,6 +1,7 @@
 //! Calls: a method goes out, a waiter is left, and the reader gives it the answer.
 
 use std::{
+    cell::Cell,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -33,12 +34,19 @@ pub(super) struct Expected {
     replies: &'static [&'static str],
     /// The consumer that it is about.
     consumer_tag: Option<Box<[u8]>>,
+    /// A message that answers it is to be settled.
+    to_settle: bool,
 }
 
 impl Expected {
     /// The answer about this consumer.
     pub(super) fn about(replies: &'static [&'static str], consumer_tag: &str) -> Expected {
-        Expected { replies, consumer_tag: Some(consumer_tag.as_bytes().into()) }
+        Expected { replies, consumer_tag: Some(consumer_tag.as_bytes().into()), to_settle: false }
+    }
+
+    /// A message, which is to be settled, or is not.
+    pub(super) fn message(replies: &'static [&'static str], to_settle: bool) -> Expected {
+        Expected { replies, consumer_tag: None, to_settle }
     }
 
     fn is_met_by(&self, name: &'static str, consumer_tag: Option<&[u8]>) -> bool {
@@ -52,7 +60,7 @@ impl Expected {
 
 impl From<&'static [&'static str]> for Expected {
     fn from(replies: &'static [&'static str]) -> Expected {
-        Expected { replies, consumer_tag: None }
+        Expected { replies, consumer_tag: None, to_settle: false }
     }
 }
 
@@ -63,7 +71,31 @@ pub(super) type Coming = Arc<OneShot<Result<Answer>>>;
 #[derive(Debug)]
 pub(crate) enum Answer {
     Method(Vec<u8>),
-    Content(Content),
+    Content(Fetched),
+}
+
+/// A message that answers a call. It goes back when nobody takes it, because it comes too late.
+#[derive(Debug)]
+pub(crate) struct Fetched {
+    content: Option<Content>,
+    delivery_tag: u64,
+    /// Where it is to be settled, and in which epoch, if it is.
+    from: Option<(Arc<Core>, u32)>,
+}
+
+impl Fetched {
+    pub(super) fn take(mut self) -> Content {
+        self.from = None;
+        self.content.take().unwrap_or_default()
+    }
+}
+
+impl Drop for Fetched {
+    fn drop(&mut self) {
+        if let Some((core, epoch)) = self.from.take() {
+            core.give_back(epoch, [self.delivery_tag]);
+        }
+    }
 }
 
 impl Answer {
@@ -96,7 +128,12 @@ impl Channel {
     pub(super) fn send(&self, method: &dyn Encode) -> Result<()> {
         let core = self.core();
         let outgoing = &core.connection.outgoing;
-        let deadline = || Instant::now().checked_add(self.timeout);
+        // The broker may make room only when what it says is read.
+        let awaiting = Cell::new(None);
+        let deadline = || {
+            awaiting.set(core.connection.incoming.awaiting().ok());
+            Instant::now().checked_add(self.timeout)
+        };
         let pushed = outgoing.push_within(&core.gate, Kind::Method, deadline, |out, channel| {
             write_method(out, channel, outgoing.max_frame(), method)
         })?;
@@ -125,7 +162,8 @@ impl Core {
         self.call_expecting(method.replies().into(), timeout, method)
     }
 
-    fn call_expecting(
+    /// The outer error says that it was not sent.
+    pub(super) fn call_expecting(
         &self,
         expects: Expected,
         timeout: Duration,
@@ -154,6 +192,7 @@ impl Core {
         let outgoing = &self.connection.outgoing;
         let answer = OneShot::new();
         let mut waiter = None;
+        let mut awaiting = None;
         loop {
             let mut state = self.lock();
             state.check_open()?;
@@ -169,6 +208,7 @@ impl Core {
             }
             state.calls.pop_back();
             drop(state);
+            awaiting.get_or_insert_with(|| self.connection.incoming.awaiting().ok());
             match pushed? {
                 Push::Later if outgoing.pause(&mut waiter, deadline)? => {}
                 other => self.outcome(other, name, timeout)?,
@@ -181,18 +221,44 @@ impl Core {
         self.lock().calls.iter().any(|call| call.expects.is_met_by(name, Some(consumer_tag)))
     }
 
-    /// The reader's: the method or content that answers the oldest call, or one whose answer may come late. An answer
-    /// about a consumer comes with its tag.
+    /// The reader's: the method that answers the oldest call, or one whose answer may come late. An answer about a
+    /// consumer comes with its tag.
     pub(super) fn answer(
         &self,
         name: &'static str,
         consumer_tag: Option<&[u8]>,
-        answer: Answer,
+        payload: &[u8],
     ) -> Result<()> {
+        if let Some((call, _)) = self.answered_call(name, consumer_tag)? {
+            call.answer.put(Ok(Answer::Method(payload.to_vec())));
+        }
+        Ok(())
+    }
+
+    /// The reader's: the message that answers the oldest call.
+    pub(super) fn answer_with(
+        self: &Arc<Core>,
+        name: &'static str,
+        content: Content,
+        delivery_tag: u64,
+    ) -> Result<()> {
+        if let Some((call, epoch)) = self.answered_call(name, None)? {
+            let from = call.expects.to_settle.then(|| (self.clone(), epoch));
+            call.answer.put(Ok(Answer::Content(Fetched { content: Some(content), delivery_tag, from })));
+        }
+        Ok(())
+    }
+
+    /// Takes out the call that this answers, and says in which epoch; `None` when the channel is closed.
+    fn answered_call(
+        &self,
+        name: &'static str,
+        consumer_tag: Option<&[u8]>,
+    ) -> Result<Option<(Waiting, u32)>> {
         let mut state = self.lock();
         if let Phase::Closed { .. } = state.phase {
             // It comes late: whoever asked knows that the channel is closed, and the peer does not know it yet.
-            return Ok(());
+            return Ok(None);
         }
         let late = state.calls.iter().take_while(|call| call.expects.may_be_overtaken()).count();
         let mut in_question = state.calls.iter().take(late + 1);
@@ -204,11 +270,7 @@ impl Core {
             };
             return Err(Error::protocol(ReplyCode::CommandInvalid, text));
         };
-        let call = state.calls.remove(place);
-        drop(state);
-        if let Some(call) = call {
-            call.answer.put(Ok(answer));
-        }
-        Ok(())
+        let epoch = state.epoch;
+        Ok(state.calls.remove(place).map(|call| (call, epoch)))
     }
 }

@@ -205,7 +205,8 @@ impl Channel {
     /// began to wait.
     ///
     /// # Errors
-    /// - [`Error::Unconfirmed`]: lists what was not acked, and why, except for what a [`Confirm`] has told before.
+    /// - [`Error::Unconfirmed`]: lists what was not acked, and why, except for what a [`Confirm`] has told before. Of those
+    ///   that nobody has asked for 1000, and 16 MiB of returned messages, are kept; the others are counted.
     ///   What was still outstanding at the deadline may be confirmed later. Later calls do not list the others
     ///   again, unless the channel was lost: then all do, until it is in confirm mode again.
     /// - [`Error::Invalid`]: the channel was never put into confirm mode.

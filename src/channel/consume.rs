@@ -24,12 +24,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Channel, delivery::Delivery, get::Qos};
+use super::{Channel, call::Expected, delivery::Delivery, get::Qos};
 use crate::{
     error::{Error, Result},
     protocol::{
         frame::write_method,
-        spec::{BasicCancel, BasicConsume},
+        spec::{BasicCancel, BasicConsume, Encode},
         value::{FieldTable, FieldValue},
         wire::{ShortStr, Table},
     },
@@ -210,22 +210,24 @@ impl Channel {
         write_method(&mut Vec::new(), 0, self.core().connection.outgoing.max_frame(), &method)?;
         // Known before it is sent: deliveries may overtake the answer.
         let consumer = add(tag)?;
+        let core = self.core();
+        let expects = Expected::about(method.replies(), tag);
         let started = self
             .set_default_prefetch(consume.no_ack)
-            .and_then(|()| self.core().call_about(tag, self.timeout, &method));
-        if let Err(error) = started {
-            // Nobody will take what comes, and dropping the consumer must not wait any more.
-            self.core().consumer_ended(tag.as_bytes());
-            if let Error::Timeout(_) | Error::Cancelled = error {
-                // The broker may still start it.
-                let _ = self.within(Duration::ZERO).send(&BasicCancel {
-                    consumer_tag: ShortStr::new("the consumer tag", tag)?,
-                    no_wait: true,
-                });
+            .and_then(|()| core.call_expecting(expects, self.timeout, &method));
+        // Nobody will take what comes, and dropping the consumer must not wait any more.
+        match started {
+            Ok(Ok(_)) => Ok(consumer),
+            Ok(Err(error)) => {
+                // It was sent, and may still be answered.
+                core.abandon_consumer(tag.as_bytes());
+                Err(error)
             }
-            return Err(error);
+            Err(error) => {
+                core.consumer_ended(tag.as_bytes());
+                Err(error)
+            }
         }
-        Ok(consumer)
     }
 
     fn set_default_prefetch(&self, no_ack: bool) -> Result<()> {

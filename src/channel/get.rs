@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use super::{
     Channel, Core,
-    call::{Answer, unexpected_answer},
+    call::{Answer, Expected, unexpected_answer},
     delivery::{Delivery, Pack},
 };
 use crate::{
     connection::batch::{Arrived, Batch},
     error::Result,
     protocol::{
-        spec::{BasicGet, BasicQos, Method},
+        spec::{BasicGet, BasicQos, Encode, Method},
         wire::ShortStr,
     },
 };
@@ -95,7 +95,8 @@ impl Channel {
     /// Fetches one message; `None` when the queue is empty. To get many, [`basic_consume`](Channel::basic_consume)
     /// is cheaper by far.
     ///
-    /// RabbitMQ closes the connection when the queue is a stream (540).
+    /// A message that comes after the time is over goes back to its queue; with [`no_ack`](Get#structfield.no_ack) it is
+    /// lost. RabbitMQ closes the connection when the queue is a stream (540).
     ///
     /// # Errors
     /// [`Error::Refused`](crate::Error::Refused) with 404 for a queue that does not exist; those of every
@@ -125,9 +126,10 @@ impl Channel {
         let core = self.core();
         // Taken before: should the channel be opened again meanwhile, the message is at worst not settled.
         let epoch = core.lock().epoch;
-        let content = match core.call(self.timeout, &method)? {
+        let expects = Expected::message(method.replies(), !get.no_ack);
+        let content = match core.call_expecting(expects, self.timeout, &method)?? {
             Answer::Method(_) => return Ok(None),
-            Answer::Content(content) => content,
+            Answer::Content(fetched) => fetched.take(),
         };
         let Ok(Method::BasicGetOk(ok)) = Method::decode(content.parts.method(&content.bytes)) else {
             return Err(unexpected_answer());

@@ -73,7 +73,7 @@ use crate::{
     },
     sync::{GivenUp, OneShot, Waiter, lock, may_wait, waits_never, wake_all},
 };
-use call::{Answer, Coming, Waiting};
+use call::{Coming, Waiting};
 use confirm::Confirms;
 use consume::{End, Sink};
 use returns::Returns;
@@ -416,10 +416,14 @@ impl Core {
         let _awaiting = self.connection.incoming.awaiting()?;
         let mut waiter = None;
         loop {
-            let pushed = outgoing.shut(&self.gate, waiter.clone(), &closing_method());
+            let pushed = outgoing.shut(&self.gate, Urgency::Caller, waiter.clone(), &closing_method());
             match pushed {
                 Ok(Push::Later) if outgoing.pause(&mut waiter, deadline)? => {}
-                Ok(Push::Later) => break outgoing.shut_silently(&self.gate),
+                Ok(Push::Later) => {
+                    // Nobody comes back for it. So it may go beyond the limit, unless a message is being sent in pieces.
+                    let _ = outgoing.shut(&self.gate, Urgency::Writer, None, &closing_method());
+                    break outgoing.shut_silently(&self.gate);
+                }
                 _ => break,
             }
         }
@@ -554,7 +558,7 @@ impl Inbox for Core {
             }
             Method::BasicConsumeOk(ok) => {
                 let tag = ok.consumer_tag.bytes();
-                self.answer(method.name(), Some(tag), Answer::Method(payload.to_vec()))?;
+                self.answer(method.name(), Some(tag), payload)?;
             }
             Method::BasicCancelOk(ok) => {
                 let tag = ok.consumer_tag.bytes();
@@ -562,24 +566,24 @@ impl Inbox for Core {
                 if self.expects(method.name(), tag) {
                     self.consumer_ended(tag);
                 }
-                self.answer(method.name(), Some(tag), Answer::Method(payload.to_vec()))?;
+                self.answer(method.name(), Some(tag), payload)?;
             }
             Method::BasicRecoverOk(_) => {
                 self.lock().unacked.clear();
-                self.answer(method.name(), None, Answer::Method(payload.to_vec()))?;
+                self.answer(method.name(), None, payload)?;
             }
-            _ => self.answer(method.name(), None, Answer::Method(payload.to_vec()))?,
+            _ => self.answer(method.name(), None, payload)?,
         }
         Ok(())
     }
 
-    fn content(&self, content: Content) -> Result<()> {
+    fn content(self: Arc<Core>, content: Content) -> Result<()> {
         match Method::decode(content.parts.method(&content.bytes)) {
             Ok(method @ Method::BasicGetOk(ok)) => {
                 let name = method.name();
                 let delivery_tag = ok.delivery_tag;
                 self.got(delivery_tag);
-                self.answer(name, None, Answer::Content(content))
+                self.answer_with(name, content, delivery_tag)
             }
             Ok(Method::BasicReturn(method)) => {
                 let returned = self.returned(method, &content);

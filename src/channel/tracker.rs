@@ -20,6 +20,9 @@ use crate::{
 /// How many failures are kept for `wait_for_confirms` when nobody asks; the others are only counted.
 const KEPT_FAILURES: usize = 1000;
 
+/// How many bytes of returned messages are kept with them.
+const KEPT_BYTES: usize = 16 * 1024 * 1024;
+
 /// The publishes of one channel.
 ///
 /// An ordinary publish, and an ack in its turn, change a number and nothing else.
@@ -101,7 +104,13 @@ pub(super) struct Mark {
 
 impl Failures {
     fn push(&mut self, id: u64, number: u64, outcome: Outcome) {
-        if self.kept.len() < KEPT_FAILURES {
+        let bytes = |outcome: &Outcome| match outcome {
+            Outcome::Returned(returned) => returned.body.len(),
+            _ => 0,
+        };
+        let size = bytes(&outcome);
+        let kept = if size > 0 { self.kept.iter().map(|failure| bytes(&failure.outcome)).sum() } else { 0 };
+        if self.kept.len() < KEPT_FAILURES && (kept == 0 || kept + size <= KEPT_BYTES) {
             self.kept.push_back(Failure { place: self.next, id, number, outcome });
             self.next += 1;
         } else {
@@ -349,6 +358,26 @@ mod tests {
     fn report(tracker: &mut Tracker) -> (Vec<(u64, Outcome)>, u64) {
         let mark = tracker.begin_report();
         tracker.end_report(mark, true)
+    }
+
+    /// Row 63: of returned messages that nobody asks for only some bytes are kept; the rest is counted.
+    #[test]
+    fn few_bytes_of_returned_messages_are_kept() {
+        let mut tracker = Tracker::default();
+        for number in 1..=10 {
+            publish(&mut tracker, Some(print(number)), false);
+            let body = vec![0; KEPT_BYTES / 4];
+            tracker.returned(print(number), Arc::new(Returned { body, ..Returned::default() }));
+            settle(&mut tracker, number, false, true);
+        }
+        let (failures, more) = report(&mut tracker);
+        assert_eq!((failures.len(), more), (4, 6));
+        // One at least, whatever its size.
+        publish(&mut tracker, Some(print(11)), false);
+        let body = vec![0; 2 * KEPT_BYTES];
+        tracker.returned(print(11), Arc::new(Returned { body, ..Returned::default() }));
+        settle(&mut tracker, 11, false, true);
+        assert_eq!(report(&mut tracker).0.len(), 1);
     }
 
     /// Row 62: single, multiple, out of order, multiple then single; attributed by tag.

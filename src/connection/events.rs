@@ -20,6 +20,9 @@ use crate::{
 /// How many events wait for a slow reader of the feed before the oldest are dropped, confirms first.
 const FEED_LENGTH: usize = 1000;
 
+/// How many bytes of returned messages, before the oldest of these are dropped.
+const FEED_BYTES: usize = 16 * 1024 * 1024;
+
 /// Something that happened on a connection.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -94,7 +97,7 @@ pub enum Event {
 /// [`Event::Closed`].
 ///
 /// It begins when it is made. It holds up nobody: when 1000 events wait, the oldest are dropped and counted; of these
-/// the [`Confirmed`](Event::Confirmed) first.
+/// the [`Confirmed`](Event::Confirmed) first. So are the oldest [`Returned`](Event::Returned) when 16 MiB of messages wait.
 pub struct Events(Arc<Feed>);
 
 #[derive(Debug, Default)]
@@ -103,21 +106,51 @@ struct Feed(Mutex<FeedState>);
 #[derive(Debug, Default)]
 struct FeedState {
     events: VecDeque<Event>,
+    /// Of the returned messages among them.
+    bytes: usize,
     missed: u64,
     ended: bool,
     waiting: Vec<Waiter>,
+}
+
+impl FeedState {
+    fn take(&mut self, place: usize) -> Option<Event> {
+        let event = self.events.remove(place)?;
+        self.bytes -= event.bytes();
+        Some(event)
+    }
+
+    fn miss(&mut self, place: usize) {
+        self.take(place);
+        self.missed += 1;
+    }
+}
+
+impl Event {
+    /// What it keeps of a message.
+    fn bytes(&self) -> usize {
+        if let Event::Returned { returned, .. } = self { returned.body.len() } else { 0 }
+    }
 }
 
 impl Feed {
     fn push(&self, event: Event) {
         let mut state = lock(&self.0);
         state.ended |= matches!(event, Event::Closed { .. });
+        let size = event.bytes();
+        state.bytes += size;
         state.events.push_back(event);
         if state.events.len() > FEED_LENGTH {
             // Confirms come by the thousand, and each is told elsewhere as well: they must not push out an alarm.
             let confirm = state.events.iter().position(|event| matches!(event, Event::Confirmed { .. }));
-            state.events.remove(confirm.unwrap_or(0));
-            state.missed += 1;
+            state.miss(confirm.unwrap_or(0));
+        }
+        while size > 0
+            && state.bytes > FEED_BYTES
+            && let Some(place) = state.events.iter().position(|event| event.bytes() > 0)
+            && place + 1 < state.events.len()
+        {
+            state.miss(place);
         }
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
@@ -146,7 +179,7 @@ impl Events {
         let waiter = Waiter::new();
         loop {
             let mut state = lock(&self.0.0);
-            if let Some(event) = state.events.pop_front() {
+            if let Some(event) = state.take(0) {
                 return Some(event);
             }
             if state.ended {
@@ -324,6 +357,30 @@ mod tests {
         assert!(matches!(events.try_next(), Some(Event::Blocked { reason }) if &*reason == "1"));
         assert!(matches!(events.by_ref().last(), Some(Event::Closed { .. })));
         assert!(events.try_next().is_none());
+    }
+
+    /// Row 19: bounded in bytes as well: the newest of the returned messages stay, and everything else.
+    #[test]
+    fn a_feed_keeps_few_bytes_of_returned_messages() {
+        let feeds = Feeds::default();
+        let mut events = feeds.subscribe();
+        let returned = |length| {
+            let returned = Returned { body: vec![0; length], ..Returned::default() };
+            Event::Returned { channel: 1, returned: Arc::new(returned) }
+        };
+        feeds.emit(|| blocked("stays"));
+        for _ in 0..4 {
+            feeds.emit(|| returned(FEED_BYTES / 2));
+        }
+        feeds.emit(|| returned(FEED_BYTES + 1));
+        feeds.emit(|| blocked("stays"));
+        assert_eq!(events.missed(), 4);
+        feeds.emit(|| returned(1));
+        assert_eq!(events.missed(), 5);
+        feeds.close(&Error::WouldBlock);
+        let kept: Vec<usize> = events.by_ref().map(|event| event.bytes()).collect();
+        assert_eq!(kept, [0, 0, 0, 1, 0]);
+        assert_eq!(lock(&events.0.0).bytes, 0);
     }
 
     #[test]

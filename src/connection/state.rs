@@ -54,7 +54,7 @@ pub(crate) trait Inbox: Send + Sync {
     ///
     /// # Errors
     /// The peer broke the protocol; ends the connection.
-    fn content(&self, content: Content) -> Result<()>;
+    fn content(self: Arc<Self>, content: Content) -> Result<()>;
 
     /// These deliveries to one consumer, in order, are about to be handed over: from now on they may be settled. Who gets
     /// them; `None` if nobody does.
@@ -184,7 +184,13 @@ impl Shared {
         let max_frame = negotiated.max_frame();
         Shared {
             transport: transport.clone(),
-            outgoing: Outgoing::new(transport, limits.outgoing_buffer, max_frame, taps.clone()),
+            outgoing: Outgoing::new(
+                transport,
+                limits.outgoing_buffer,
+                max_frame,
+                limits.publish_timeout,
+                taps.clone(),
+            ),
             incoming: Incoming::new(limits.incoming_buffer),
             negotiated,
             limits,

@@ -8,9 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Connection, config::Config, connect::Connected, handshake::shake_hands, tap::Taps};
+use super::{
+    Connection, config::Config, connect::Connected, handshake::shake_hands, state::refusal, tap::Taps,
+};
 use crate::{
-    error::{Error, Result},
+    error::{Error, ReplyCode, Result, Scope},
     protocol::{
         frame::{self, FrameKind, PROTOCOL_HEADER, write_method},
         spec::*,
@@ -77,10 +79,14 @@ fn say<'m>(end: &Pipe, channel: u16, method: &impl MethodBody<'m>) {
 }
 
 fn open(faults: Faults) -> (Result<Connection>, JoinHandle<Vec<&'static str>>) {
+    open_with(faults, Config::new())
+}
+
+fn open_with(faults: Faults, config: Config) -> (Result<Connection>, JoinHandle<Vec<&'static str>>) {
     let (ours, theirs) = pipe(64 * 1024);
     let broker = broker(theirs);
     let transport: Arc<dyn Transport> = Arc::new(Faulty::new(ours, faults));
-    let config = Config::new().handshake_timeout(Duration::from_secs(5));
+    let config = config.handshake_timeout(Duration::from_secs(5));
     let (deadline, taps) = (Instant::now() + config.handshake_timeout, Taps::new(&config));
     let connection = shake_hands(&*transport, &config, deadline, &taps).and_then(|(negotiated, received)| {
         let transport = transport.clone();
@@ -172,4 +178,44 @@ fn a_peer_that_takes_no_more_bytes_is_given_up() {
         "{cause}"
     );
     assert_eq!(call.join().unwrap().to_string(), cause.to_string());
+}
+
+/// More than a conversation takes up to its first publish.
+const A_BEGINNING: usize = 4000;
+
+fn dribbling(config: Config) -> (Result<Connection>, JoinHandle<Vec<&'static str>>) {
+    let faults = Faults { dribble_after: A_BEGINNING, ..Faults::default() };
+    // The broker sends no heartbeats.
+    open_with(faults, config.heartbeat(Duration::ZERO))
+}
+
+/// Rows 13, 14, 22: a peer that takes next to nothing at a time cannot keep the writer thread from ending the
+/// connection. All that is to be written would take hours.
+#[test]
+fn a_peer_that_takes_little_at_a_time_holds_up_no_end() {
+    let (connection, broker) = dribbling(Config::new());
+    let connection = connection.unwrap();
+    let channel = connection.channel().unwrap();
+    while channel.try_publish("", "q", &[7; 8000]).is_ok() {}
+    let close = ConnectionClose { reply_code: 320, ..Default::default() };
+    connection.shared().fail(refusal(Scope::Connection, &close.into()));
+    // The broker sees the end of the stream when the last words have had their time.
+    broker.join().unwrap();
+    assert_eq!(connection.close().unwrap_err().reply_code(), Some(ReplyCode::ConnectionForced));
+}
+
+/// Rows 50, 53: nor does it keep a caller longer than its limit, whoever has appended what is written.
+#[test]
+fn a_peer_that_takes_little_at_a_time_holds_up_no_caller() {
+    let config = Config::new().publish_timeout(Duration::from_millis(50));
+    let (connection, broker) = dribbling(config);
+    let connection = connection.unwrap();
+    let channel = connection.channel().unwrap();
+    // Small and large ones; they would all be written otherwise, half a minute later.
+    channel.basic_publish("", "q", &[7; 30_000]).unwrap();
+    assert!(connection.shared().outgoing.has_unsent());
+    let large = channel.basic_publish("", "q", &[7; 60_000]);
+    assert!(matches!(large, Err(Error::Timeout(_))), "{large:?}");
+    connection.shutdown(Duration::ZERO).unwrap_err();
+    broker.join().unwrap();
 }

@@ -11,7 +11,7 @@ use crate::{
     error::{Error, Timeout},
     protocol::frame::write_heartbeat,
     sync::lock,
-    transport::Patience,
+    transport::{Patience, WRITE_QUANTUM},
 };
 
 /// How long after a write the frames of a stream are gathered before the writer thread writes them: long against the
@@ -74,7 +74,7 @@ pub(super) fn run(shared: &Shared, heartbeat: Heartbeat) {
         if state.unsent() > 0 && state.may_take_turn() {
             if state.urgent || state.phase != Phase::Open || linger_until.is_none() {
                 state.urgent = false;
-                outgoing.write_out(state, Patience::Quantum);
+                outgoing.write_out(state, Patience::Quantum, WRITE_QUANTUM);
                 continue;
             }
         } else if state.unsent() == 0 {

@@ -17,11 +17,21 @@ pub(crate) struct Faults {
     pub(crate) cut_reading_after: usize,
     /// After so many bytes written, nothing more is accepted.
     pub(crate) stall_writing_after: usize,
+    /// After so many bytes written, the rest is accepted byte by byte, each after [`DRIBBLE`], from those who wait.
+    pub(crate) dribble_after: usize,
 }
+
+/// How long one byte of those that dribble takes.
+const DRIBBLE: Duration = Duration::from_millis(1);
 
 impl Default for Faults {
     fn default() -> Faults {
-        Faults { slice: usize::MAX, cut_reading_after: usize::MAX, stall_writing_after: usize::MAX }
+        Faults {
+            slice: usize::MAX,
+            cut_reading_after: usize::MAX,
+            stall_writing_after: usize::MAX,
+            dribble_after: usize::MAX,
+        }
     }
 }
 
@@ -56,7 +66,15 @@ impl<T: Transport> Transport for Faulty<T> {
     fn write(&self, parts: &[IoSlice<'_>], patience: Patience) -> io::Result<usize> {
         let left = self.faults.stall_writing_after - self.written.load(Ordering::Relaxed);
         let part = parts.iter().find(|part| !part.is_empty()).map_or(&[][..], |part| part);
-        let length = part.len().min(self.faults.slice).min(left);
+        let mut length = part.len().min(self.faults.slice).min(left);
+        let at_once = self.faults.dribble_after.saturating_sub(self.written.load(Ordering::Relaxed));
+        if at_once == 0 && patience == Patience::None {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        if at_once == 0 {
+            std::thread::sleep(DRIBBLE);
+        }
+        length = length.min(at_once.max(1));
         if length == 0 {
             if patience == Patience::Quantum {
                 std::thread::park_timeout(super::WRITE_QUANTUM);

@@ -473,19 +473,8 @@ impl Inline {
 
     /// What no handler has dealt with goes back, unless it is settled.
     fn give_back(&self, epoch: u32, deliveries: &[Arrived]) {
-        if self.no_ack {
-            return;
-        }
-        for arrived in deliveries {
-            let back = Settlement::Nack { multiple: false, requeue: Requeue::Yes };
-            match self.core.settle_within(Duration::ZERO, arrived.delivery_tag, Some(epoch), back) {
-                Ok(()) | Err(Error::Settled { .. }) => {}
-                Err(error) => {
-                    let tag = &self.tag;
-                    log::warn!(target: "leveret::channel", "deliveries to {tag} cannot be given back: {error}");
-                    return;
-                }
-            }
+        if !self.no_ack {
+            self.core.give_back(epoch, deliveries.iter().map(|arrived| arrived.delivery_tag));
         }
     }
 
@@ -520,7 +509,7 @@ impl Inline {
         answer.unwrap_or_else(|why| Err(core.given_up(why, BasicCancel::NAME, limit))).map(drop)
     }
 
-    fn begin_cancel(&self, limit: Duration, urgency: Urgency) -> Result<Coming> {
+    pub(super) fn begin_cancel(&self, limit: Duration, urgency: Urgency) -> Result<Coming> {
         let consumer_tag = ShortStr::new("the consumer tag", &self.tag)?;
         let expects = Expected::about(BasicCancel::REPLIES, &self.tag);
         self.core.begin(limit, BasicCancel::NAME, expects, urgency, &mut |out, channel| {

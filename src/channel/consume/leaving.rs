@@ -15,8 +15,8 @@ use crate::{
         acknowledge::{Requeue, Settlement},
         call::Coming,
     },
+    connection::outgoing::Urgency,
     error::{Error, Result},
-    protocol::spec::{BasicCancel, MethodBody},
     sync::GivenUp,
 };
 
@@ -34,7 +34,8 @@ impl Leaving {
         let core = self.queue.core.clone();
         let limit = core.connection.limits.drop_timeout;
         let deadline = Instant::now() + limit;
-        if core.has_consumer(&Sink::Queue(self.queue.clone()))
+        if !self.queue.has_ended()
+            && core.has_consumer(&Sink::Queue(self.queue.clone()))
             && let Err(error) = self.cancel(limit)
         {
             if let Error::Cancelled | Error::WouldDeadlock = error {
@@ -63,14 +64,13 @@ impl Leaving {
     }
 
     fn cancel(&mut self, limit: Duration) -> Result<()> {
-        let core = &self.queue.core;
-        let _awaiting = core.connection.incoming.awaiting()?;
+        let queue = &self.queue;
+        let deadline = Instant::now().checked_add(limit);
+        let _awaiting = queue.core.connection.incoming.awaiting()?;
         let coming = match &self.cancelling {
             Some(coming) => coming,
-            None => self.cancelling.insert(self.queue.begin_cancel(limit)?),
+            None => self.cancelling.insert(queue.begin_cancel(limit, Urgency::Caller)?),
         };
-        core.connection.outgoing.flush();
-        let answer = coming.wait(Instant::now().checked_add(limit));
-        answer.unwrap_or_else(|why| Err(core.given_up(why, BasicCancel::NAME, limit))).map(drop)
+        queue.wait_cancelled(coming, limit, deadline)
     }
 }

@@ -3,8 +3,11 @@
 use std::{
     collections::VecDeque,
     mem,
-    sync::{Arc, Mutex, atomic::AtomicBool},
-    time::Duration,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use super::sink::End;
@@ -35,6 +38,8 @@ pub(in crate::channel) struct DeliveryQueue {
     pub(super) no_ack: bool,
     /// Handlers wait for what comes here: a shutdown leaves it to the close of its channel.
     pub(super) for_handlers: AtomicBool,
+    /// The broker was asked to send no more.
+    cancel_sent: AtomicBool,
     /// A coroutine that was cancelled has been told so.
     pub(super) told_cancelled: AtomicBool,
     state: Mutex<QueueState>,
@@ -98,7 +103,7 @@ impl Recipient for DeliveryQueue {
         let mut state = lock(&self.state);
         if state.ended {
             drop(state);
-            return;
+            return self.give_back(&queued.pack);
         }
         state.queued.push_back(queued);
         woken.extend(state.waiting.take());
@@ -112,6 +117,7 @@ impl DeliveryQueue {
             tag: tag.into(),
             no_ack,
             for_handlers: AtomicBool::new(false),
+            cancel_sent: AtomicBool::new(false),
             told_cancelled: AtomicBool::new(false),
             state: Mutex::default(),
         }
@@ -184,17 +190,53 @@ impl DeliveryQueue {
         }
     }
 
-    pub(super) fn cancel(&self, timeout: Duration) -> Result<()> {
-        let consumer_tag = ShortStr::new("the consumer tag", &self.tag)?;
-        self.core.call_about(&self.tag, timeout, &BasicCancel { consumer_tag, no_wait: false })
+    /// Nobody takes anything any more.
+    pub(super) fn has_ended(&self) -> bool {
+        lock(&self.state).ended
     }
 
-    pub(super) fn begin_cancel(&self, timeout: Duration) -> Result<Coming> {
+    /// The reader's: what still comes goes back, once the broker was asked to send no more: else it would come again.
+    fn give_back(&self, pack: &Pack) {
+        if self.no_ack || self.core.lock().epoch != pack.epoch {
+            return;
+        }
+        if !self.cancel_sent.load(Ordering::SeqCst)
+            && let Err(error) = self.begin_cancel(Duration::ZERO, Urgency::Writer)
+        {
+            return log::debug!(target: "leveret::channel", "cannot cancel {}: {error}", self.tag);
+        }
+        let tags = pack.batch.deliveries.iter().map(|arrived| arrived.delivery_tag);
+        self.core.give_back(pack.epoch, tags);
+    }
+
+    pub(super) fn cancel(&self, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now().checked_add(timeout);
+        let _awaiting = self.core.connection.incoming.awaiting()?;
+        let coming = self.begin_cancel(timeout, Urgency::Caller)?;
+        self.wait_cancelled(&coming, timeout, deadline)
+    }
+
+    /// Waits for the answer to a cancel that was sent.
+    pub(super) fn wait_cancelled(
+        &self,
+        coming: &Coming,
+        limit: Duration,
+        deadline: Option<Instant>,
+    ) -> Result<()> {
+        let core = &self.core;
+        core.connection.outgoing.flush();
+        let answer = coming.wait(deadline);
+        answer.unwrap_or_else(|why| Err(core.given_up(why, BasicCancel::NAME, limit))).map(drop)
+    }
+
+    pub(super) fn begin_cancel(&self, timeout: Duration, urgency: Urgency) -> Result<Coming> {
         let method =
             BasicCancel { consumer_tag: ShortStr::new("the consumer tag", &self.tag)?, no_wait: false };
         let expects = Expected::about(BasicCancel::REPLIES, &self.tag);
-        self.core.begin(timeout, BasicCancel::NAME, expects, Urgency::Caller, &mut |out, channel| {
+        let begun = self.core.begin(timeout, BasicCancel::NAME, expects, urgency, &mut |out, channel| {
             write_method(out, channel, self.core.connection.outgoing.max_frame(), &method)
-        })
+        });
+        self.cancel_sent.fetch_or(begun.is_ok(), Ordering::SeqCst);
+        begun
     }
 }

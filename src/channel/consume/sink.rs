@@ -9,10 +9,11 @@ use std::{
 
 use super::{inline::Inline, queue::DeliveryQueue};
 use crate::{
-    channel::Core,
+    channel::{Core, call::Coming},
     connection::{
         batch::Arrived,
         events::Event,
+        outgoing::Urgency,
         state::{Accepted, Recipient},
     },
     error::{Error, Result, Scope},
@@ -85,6 +86,13 @@ impl Sink {
         match self {
             Sink::Queue(queue) => queue.cancel(limit),
             Sink::Inline(inline) => inline.cancel(limit),
+        }
+    }
+
+    fn begin_cancel(&self) -> Result<Coming> {
+        match self {
+            Sink::Queue(queue) => queue.begin_cancel(Duration::ZERO, Urgency::Writer),
+            Sink::Inline(inline) => inline.begin_cancel(Duration::ZERO, Urgency::Writer),
         }
     }
 
@@ -174,6 +182,17 @@ impl Core {
     /// The reader's: the broker has confirmed that a consumer is cancelled.
     pub(in crate::channel) fn consumer_ended(&self, consumer_tag: &[u8]) {
         self.remove_consumer(consumer_tag, End::Cancelled);
+    }
+
+    /// Nobody waits any more for this consumer, which the broker may still start: it is cancelled, and keeps its place
+    /// until the broker has answered that, so that what comes until then goes back. **Does not wait.**
+    pub(in crate::channel) fn abandon_consumer(&self, consumer_tag: &[u8]) {
+        let sink = self.lock().consumers.get(consumer_tag).cloned();
+        let Some(sink) = sink else { return };
+        match sink.begin_cancel() {
+            Ok(_) => sink.end(End::Cancelled),
+            Err(_) => self.consumer_ended(consumer_tag),
+        }
     }
 
     /// The reader's: the broker has cancelled a consumer.

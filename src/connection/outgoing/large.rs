@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::{
-    Outgoing, Phase, Push, Unfinished,
+    Outgoing, Phase, Push, Stint, Unfinished,
     gate::{BUSY, Gate, OWES_FLOW_OK, SHUT, STOPPED},
 };
 use crate::{
@@ -218,7 +218,7 @@ impl Outgoing {
             count += 1;
         }
         let parts = parts.get(..count).unwrap_or_default();
-        let (sent, result) = self.send(parts, Patience::Quantum);
+        let (sent, result) = self.send(parts, Patience::Quantum, &mut Stint::of(self.write_limit));
 
         let mut rest = Vec::new();
         let mut skip = sent;

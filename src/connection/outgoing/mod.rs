@@ -18,6 +18,7 @@
 
 mod gate;
 mod large;
+mod stint;
 
 pub(crate) use gate::Gate;
 
@@ -38,6 +39,7 @@ use crate::{
     transport::{Patience, Transport, is_timeout, tap::Direction},
 };
 use gate::{BUSY, OWES_FLOW_OK, SHUT, STOPPED};
+use stint::Stint;
 
 /// A caller that gathers this much writes it out: larger writes are hardly cheaper per byte.
 const FLUSH_AT: usize = 128 * 1024;
@@ -118,6 +120,8 @@ pub(crate) struct Outgoing {
     /// [`FLUSH_AT`], or the limit if that is less.
     flush_at: usize,
     max_frame: usize,
+    /// How long a caller goes on writing at most.
+    write_limit: Duration,
     taps: Taps,
 }
 
@@ -206,7 +210,13 @@ impl State {
 }
 
 impl Outgoing {
-    pub(crate) fn new(transport: Arc<dyn Transport>, limit: usize, max_frame: usize, taps: Taps) -> Outgoing {
+    pub(crate) fn new(
+        transport: Arc<dyn Transport>,
+        limit: usize,
+        max_frame: usize,
+        write_limit: Duration,
+        taps: Taps,
+    ) -> Outgoing {
         let state = State {
             phase: Phase::Open,
             buffer: Vec::new(),
@@ -226,7 +236,7 @@ impl Outgoing {
         };
         let (state, flush_at) = (Mutex::new(state), FLUSH_AT.min(limit));
         let (work, turn_ended) = (Condvar::new(), Condvar::new());
-        Outgoing { transport, state, work, turn_ended, limit, flush_at, max_frame, taps }
+        Outgoing { transport, state, work, turn_ended, limit, flush_at, max_frame, write_limit, taps }
     }
 
     pub(crate) fn max_frame(&self) -> usize {
@@ -394,13 +404,20 @@ impl Outgoing {
             drop(state);
             self.work.notify_one();
         } else {
-            self.write_out(state, patience);
+            self.write_out(state, patience, self.write_limit);
         }
     }
 
     /// Writes with the turn, which must be free, until nothing is left that is due or nothing more can be written. What
-    /// others append meanwhile, and nobody waits for, is gathered on.
-    pub(super) fn write_out<'a>(&'a self, mut state: MutexGuard<'a, State>, patience: Patience) {
+    /// others append meanwhile, and nobody waits for, is gathered on. If the peer takes little at a time, it ends after
+    /// `limit`.
+    pub(super) fn write_out<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        patience: Patience,
+        limit: Duration,
+    ) {
+        let mut stint = Stint::of(limit);
         for round in 0..ROUNDS {
             if state.unsent() == 0 || !state.may_take_turn() || (round > 0 && !state.is_due(self.flush_at)) {
                 break;
@@ -417,7 +434,7 @@ impl Outgoing {
             if is_new {
                 self.taps.show(Direction::Outgoing, &batch.bytes, self.max_frame);
             }
-            let (sent, result) = self.send(&[batch.rest()], patience);
+            let (sent, result) = self.send(&[batch.rest()], patience, &mut stint);
             batch.sent += sent;
             state = lock(&self.state);
             state.turn = None;
@@ -435,7 +452,7 @@ impl Outgoing {
     }
 
     /// Sends all of `parts`, or what can be sent; first what the transport still has.
-    fn send(&self, parts: &[&[u8]], patience: Patience) -> (usize, io::Result<()>) {
+    fn send(&self, parts: &[&[u8]], patience: Patience, stint: &mut Stint) -> (usize, io::Result<()>) {
         let total: usize = parts.iter().map(|part| part.len()).sum();
         let mut slices = [IoSlice::new(&[]); large::MAX_PARTS];
         let mut count = 0;
@@ -451,6 +468,9 @@ impl Outgoing {
                 Ok(written) => {
                     sent += written;
                     IoSlice::advance_slices(&mut rest, written);
+                    if sent < total && stint.is_over() {
+                        return (sent, Err(io::ErrorKind::WouldBlock.into()));
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return (sent, Err(error)),
@@ -516,8 +536,14 @@ impl Outgoing {
 
     /// Appends a channel's close and shuts its gate behind it. [`Push::Later`] while a content is being
     /// sent in pieces: nothing may come between these.
-    pub(crate) fn shut(&self, gate: &Gate, waiter: Option<Waiter>, close: &ChannelClose<'_>) -> Result<Push> {
-        let pushed = self.push_method(gate, Urgency::Caller, waiter, &mut |out, channel| {
+    pub(crate) fn shut(
+        &self,
+        gate: &Gate,
+        urgency: Urgency,
+        waiter: Option<Waiter>,
+        close: &ChannelClose<'_>,
+    ) -> Result<Push> {
+        let pushed = self.push_method(gate, urgency, waiter, &mut |out, channel| {
             write_method(out, channel, self.max_frame, close)?;
             gate.set(SHUT);
             Ok(())

@@ -24,7 +24,7 @@ impl Inbox for Log {
     fn method(&self, _: Method<'_>, _: &[u8]) -> Result<()> {
         Ok(())
     }
-    fn content(&self, _: Content) -> Result<()> {
+    fn content(self: Arc<Self>, _: Content) -> Result<()> {
         Ok(())
     }
     fn accept(&self, tag: &[u8], arrived: &[Arrived]) -> Option<Accepted> {
