@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use crate::{
     Target,
     common::peer::*,
-    operation::CHANNELS,
+    operation::{CHANNELS, Words},
     shown::{closed, content_text, masked, reply_address},
     wire::{Received, Wire},
 };
@@ -31,8 +31,14 @@ pub struct Connection {
 #[derive(Default)]
 pub struct Channel {
     pub unacked: Vec<u64>,
-    /// Which consumer a delivery was for.
-    consumers: BTreeMap<u64, String>,
+    /// Which consumer each delivery was for, if it was for one, and which queue it came from.
+    sources: BTreeMap<u64, (Option<String>, String)>,
+    /// Deliveries from queues that are gone.
+    lost: BTreeSet<u64>,
+    /// The queue of each consumer.
+    pub queues: HashMap<String, String>,
+    /// The queue that a message was fetched from last.
+    pub fetched: String,
     /// Settled in a transaction that may be rolled back.
     settled: Vec<u64>,
     in_transaction: bool,
@@ -188,6 +194,10 @@ impl Connection {
     }
 }
 
+fn is_meant(known: u64, tag: u64, multiple: bool) -> bool {
+    if multiple { tag == 0 || known <= tag } else { known == tag }
+}
+
 impl Channel {
     /// Takes what nobody asked for; says whether it was that.
     fn hear(&mut self, received: &Received) -> bool {
@@ -197,7 +207,8 @@ impl Channel {
                 let tag = arguments.text(0).to_owned();
                 if self.no_ack.get(&tag) != Some(&true) {
                     self.unacked.push(arguments.number(1));
-                    self.consumers.insert(arguments.number(1), tag.clone());
+                    let queue = self.queues.get(&tag).cloned().unwrap_or_default();
+                    self.sources.insert(arguments.number(1), (Some(tag.clone()), queue));
                 }
                 self.lines.push(format!(
                     "deliver to {}: {} redelivered={} {}",
@@ -247,8 +258,48 @@ impl Channel {
 
     /// Whether a delivery for a consumer, or for this one, is not settled for good.
     pub fn holds(&self, consumer: Option<&str>) -> bool {
-        let mut held = self.unacked.iter().chain(&self.settled).filter_map(|tag| self.consumers.get(tag));
-        held.any(|tag| consumer.is_none_or(|wanted| tag == wanted))
+        let held = self.unacked.iter().chain(&self.settled).filter_map(|tag| self.sources.get(tag));
+        let mut consumers = held.filter_map(|(consumer, _)| consumer.as_ref());
+        consumers.any(|tag| consumer.is_none_or(|wanted| tag == wanted))
+    }
+
+    /// A queue is gone: what came from it is to be settled all the same, but not if there is another of that name.
+    pub fn lose(&mut self, queue: &str) {
+        let from_it = self.sources.iter().filter(|(_, (_, source))| source == queue).map(|(tag, _)| *tag);
+        self.lost.extend(from_it);
+    }
+
+    /// Whether this settles, for good, something that came from an earlier queue of the name of one that is `known`. RabbitMQ
+    /// takes it for what the later one has delivered from the same place, or crashes.
+    pub fn mistakes(&self, words: Words<'_>, known: &BTreeSet<&'static str>) -> bool {
+        let meant = match words.0[0] {
+            "ack" | "nack" | "reject" => self
+                .meant(words)
+                .into_iter()
+                .flat_map(|(tag, multiple)| {
+                    self.unacked.iter().filter(move |known| is_meant(**known, tag, multiple)).copied()
+                })
+                .collect(),
+            "recover" => self.unacked.clone(),
+            "tx.commit" => self.settled.clone(),
+            _ => Vec::new(),
+        };
+        let mut lost = meant.iter().filter(|tag| self.lost.contains(tag));
+        lost.any(|tag| self.sources.get(tag).is_some_and(|(_, queue)| known.contains(&**queue)))
+    }
+
+    /// The delivery tag that a settlement means, and whether it means others before it as well. `None`: there is none.
+    pub fn meant(&self, words: Words<'_>) -> Option<(u64, bool)> {
+        let multiple = words.has("multiple") && words.0[0] != "reject";
+        match words.name(1) {
+            "unknown" => Some((999_999, multiple)),
+            "all" => Some((0, words.0[0] != "reject")),
+            _ if self.unacked.is_empty() => None,
+            index => {
+                let index = index.trim_start_matches("any").parse::<usize>().unwrap() % self.unacked.len();
+                Some((self.unacked[index], multiple))
+            }
+        }
     }
 
     /// Counts a publish, if they are counted.
@@ -260,8 +311,8 @@ impl Channel {
     }
 
     pub fn settle(&mut self, tag: u64, multiple: bool) {
-        let meant = |known: &u64| if multiple { tag == 0 || *known <= tag } else { *known == tag };
-        let (settled, rest): (Vec<_>, Vec<_>) = self.unacked.iter().partition(|known| meant(known));
+        let (settled, rest): (Vec<_>, Vec<_>) =
+            self.unacked.iter().partition(|known| is_meant(**known, tag, multiple));
         self.unacked = rest;
         if self.in_transaction {
             self.settled.extend(settled);
@@ -292,6 +343,7 @@ impl Channel {
             GET_OK => {
                 if !no_ack {
                     self.unacked.push(arguments.number(0));
+                    self.sources.insert(arguments.number(0), (None, self.fetched.clone()));
                 }
                 let (tag, redelivered, left) =
                     (arguments.number(0), arguments.number(1), arguments.number(4));

@@ -10,6 +10,7 @@
 //!
 //! Most of a sequence's time is waiting for RabbitMQ. With `LEVERET_PAIRS=4` four sequences are compared at a time, each
 //! in a virtual host of its own. `LEVERET_KEPT=quorum` leaves of the kept sequences those with that in their names.
+//! Nothing else may use these brokers meanwhile: some of the kept sequences restart them.
 
 #![allow(unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 

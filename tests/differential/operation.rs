@@ -17,7 +17,7 @@ impl<'a> Words<'a> {
         }
     }
 
-    fn has(&self, flag: &str) -> bool {
+    pub fn has(&self, flag: &str) -> bool {
         self.0.contains(&flag)
     }
 
@@ -129,6 +129,7 @@ pub fn perform(connection: &mut Connection, number: u16, at: usize, words: Words
             // Known before the first delivery; a tag that is taken keeps its meaning.
             let known = &mut connection.channel(number).no_ack;
             known.entry(name(2).into()).or_insert(words.has("no_ack"));
+            connection.channel(number).queues.insert(name(2).into(), name(1).into());
             let bits = words.bits(&["no_local", "no_ack", "exclusive"]);
             (CONSUME, args![0, name(1), name(2), bits, &*table].to_vec())
         }
@@ -149,7 +150,10 @@ pub fn perform(connection: &mut Connection, number: u16, at: usize, words: Words
         "queue.delete" => (QUEUE_DELETE, args![0, name(1), words.bits(&["if_unused", "if_empty"])].to_vec()),
         "queue.bind" => (QUEUE_BIND, args![0, name(1), name(2), name(3), 0, &*table].to_vec()),
         "queue.unbind" => (QUEUE_UNBIND, args![0, name(1), name(2), name(3), &*table].to_vec()),
-        "get" => (GET, args![0, name(1), words.bits(&["no_ack"])].to_vec()),
+        "get" => {
+            connection.channel(number).fetched = name(1).into();
+            (GET, args![0, name(1), words.bits(&["no_ack"])].to_vec())
+        }
         "cancel" => (CANCEL, args![name(1), 0].to_vec()),
         "qos" => (QOS, args![0, words.name(1).parse::<u64>().unwrap(), words.bits(&["global"])].to_vec()),
         "recover" => (RECOVER, args![u64::from(!words.has("redeliver"))].to_vec()),
@@ -184,19 +188,10 @@ fn publish(connection: &mut Connection, number: u16, at: usize, words: Words<'_>
 
 fn settle(connection: &mut Connection, number: u16, words: Words<'_>) {
     let channel = connection.channel(number);
-    let (tag, multiple) = match words.name(1) {
-        "unknown" => (999_999, words.has("multiple")),
-        "all" => (0, true),
-        index if channel.unacked.is_empty() => {
-            channel.lines.push(format!("nothing to settle for {index}"));
-            return;
-        }
-        index => {
-            let index = index.trim_start_matches("any").parse::<usize>().unwrap() % channel.unacked.len();
-            (channel.unacked[index], words.has("multiple"))
-        }
+    let Some((tag, multiple)) = channel.meant(words) else {
+        channel.lines.push(format!("nothing to settle for {}", words.name(1)));
+        return;
     };
-    let multiple = multiple && words.name(0) != "reject";
     channel.settle(tag, multiple);
     let (multiple, requeue) = (u64::from(multiple), words.bits(&["requeue"]));
     match words.name(0) {

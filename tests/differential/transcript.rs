@@ -111,7 +111,10 @@ impl Runner {
                     Some(word) if word.starts_with("any") => self.with_unacked(index, number),
                     _ => (index, number),
                 };
-                if self.crashes(index, number, words) {
+                if self.connections[index].channel(number).mistakes(words, &self.known) {
+                    let lines = &mut self.connections[index].channel(number).lines;
+                    lines.push(format!("no {verb}: its queue is another"));
+                } else if self.crashes(index, number, words) {
                     let lines = &mut self.connections[index].channel(number).lines;
                     lines.push(format!("no {verb}: RabbitMQ 3.10 crashes"));
                 } else {
@@ -191,6 +194,11 @@ impl Runner {
             }
         }
         states.retain(|_, state| !state.starts_with("closed 404"));
+        for name in self.known.iter().filter(|name| !states.contains_key(*name)) {
+            for connection in &mut self.connections {
+                CHANNELS.into_iter().for_each(|number| connection.channel(number).lose(name));
+            }
+        }
         self.known.retain(|name| states.contains_key(name));
         self.flow();
         let mut lines = Vec::new();
