@@ -118,7 +118,17 @@ impl Found {
 #[derive(Debug, Default)]
 pub(super) struct Transaction {
     pub(super) publishes: Vec<Uncommitted>,
+    /// What was settled alike without anything else in between is settled together.
     pub(super) settlements: Vec<(Settlement, Vec<(u64, Unacked)>)>,
+}
+
+impl Transaction {
+    pub(super) fn settle(&mut self, settlement: Settlement, mut taken: Vec<(u64, Unacked)>) {
+        match self.settlements.last_mut() {
+            Some((last, gathered)) if *last == settlement => gathered.append(&mut taken),
+            _ => self.settlements.push((settlement, taken)),
+        }
+    }
 }
 
 /// Publishes are confirmed, or gathered, or neither.

@@ -45,7 +45,7 @@ impl Vhost {
         let opened = self.channel(channel)?;
         let taken = opened.take_unacked(tag, multiple)?;
         if let Mode::Transaction(transaction) = &mut self.channel(channel)?.mode {
-            transaction.settlements.push((settlement, taken));
+            transaction.settle(settlement, taken);
             return Ok(());
         }
         self.check_not_stream(settlement, &taken)?;
@@ -278,7 +278,9 @@ impl Vhost {
             self.queues.get(&unacked.queue).is_some_and(|queue| queue.kind == QueueType::Classic)
         };
         let (mut acks, mut others) = (Vec::new(), Vec::new());
-        for (settlement, taken) in settlements {
+        for (settlement, mut taken) in settlements {
+            // In the order of the deliveries, whatever that of their settlement was.
+            taken.sort_unstable_by_key(|(tag, _)| *tag);
             let (first, rest): (Vec<_>, Vec<_>) = taken
                 .into_iter()
                 .partition(|(_, unacked)| settlement == Settlement::Ack && is_classic(unacked));
