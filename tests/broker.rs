@@ -14,7 +14,7 @@ use std::{
 };
 
 use common::{
-    limits::given_time,
+    limits::{PROMPT, given_time},
     peer::eventually,
     watchdog::{LIMIT, Watchdog},
 };
@@ -404,4 +404,26 @@ fn a_dead_letter_that_goes_round_for_ever_holds_up_nobody() -> Result<()> {
     }
     assert_ne!(broker.memory(), 0, "it still goes round");
     Ok(())
+}
+
+/// RabbitMQ may lose it to a consumer of the same connection that does not ack; so it is no sequence that is compared.
+#[test]
+fn what_a_connection_gives_back_at_its_end_is_not_lost() -> Result<()> {
+    let _watchdog = Watchdog::new("a connection ends", LIMIT);
+    let broker = Broker::start();
+    let (observing, observer) = open(&broker);
+    observer.queue_declare("q")?;
+    observer.basic_publish("", "q", "kept")?;
+    broker.expect_queue_depth("/", "q", 1, PROMPT)?;
+    let id = broker.next_connection();
+    let (ending, channel) = open(&broker);
+    let held = channel.basic_get("q")?;
+    assert!(held.is_some());
+    let other = ending.channel()?;
+    let _consumer = other.basic_consume(Consume::new("q").no_ack(true))?;
+    broker.drop_connection(id);
+    broker.expect_consumers("/", "q", 0, PROMPT)?;
+    let message = broker.expect("the message", PROMPT, |broker| broker.peek("/", "q", 1).pop())?;
+    assert_eq!(message.body, b"kept");
+    observing.close()
 }
