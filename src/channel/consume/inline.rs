@@ -16,7 +16,7 @@ use crate::{
     channel::{
         Channel, Core,
         acknowledge::{Requeue, Settlement},
-        call::{Coming, Expected},
+        call::Coming,
         delivery::{Delivery, Envelope, Pack, envelope, text},
     },
     connection::{
@@ -25,13 +25,7 @@ use crate::{
         state::Recipient,
     },
     error::{Error, HandlerError, HandlerFailure, Result},
-    protocol::{
-        frame::write_method,
-        properties::BasicProperties,
-        spec::{BasicCancel, MethodBody},
-        value::FieldTable,
-        wire::ShortStr,
-    },
+    protocol::{properties::BasicProperties, value::FieldTable},
     sync::{Latch, Waiter, lock, waits_never},
 };
 
@@ -504,18 +498,11 @@ impl Inline {
         let deadline = Instant::now().checked_add(limit);
         let _awaiting = core.connection.incoming.awaiting()?;
         let coming = self.begin_cancel(limit, Urgency::Caller)?;
-        core.connection.outgoing.flush();
-        let answer = coming.wait(deadline);
-        answer.unwrap_or_else(|why| Err(core.given_up(why, BasicCancel::NAME, limit))).map(drop)
+        core.wait_cancelled(&coming, limit, deadline)
     }
 
     pub(super) fn begin_cancel(&self, limit: Duration, urgency: Urgency) -> Result<Coming> {
-        let consumer_tag = ShortStr::new("the consumer tag", &self.tag)?;
-        let expects = Expected::about(BasicCancel::REPLIES, &self.tag);
-        self.core.begin(limit, BasicCancel::NAME, expects, urgency, &mut |out, channel| {
-            let cancel = BasicCancel { consumer_tag, no_wait: false };
-            write_method(out, channel, self.core.connection.outgoing.max_frame(), &cancel)
-        })
+        self.core.begin_cancel(&self.tag, limit, urgency)
     }
 }
 

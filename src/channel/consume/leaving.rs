@@ -71,6 +71,6 @@ impl Leaving {
             Some(coming) => coming,
             None => self.cancelling.insert(queue.begin_cancel(limit, Urgency::Caller)?),
         };
-        queue.wait_cancelled(coming, limit, deadline)
+        queue.core.wait_cancelled(coming, limit, deadline)
     }
 }

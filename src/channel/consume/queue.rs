@@ -12,22 +12,13 @@ use std::{
 
 use super::sink::End;
 use crate::{
-    channel::{
-        Core,
-        call::{Coming, Expected},
-        delivery::Pack,
-    },
+    channel::{Core, call::Coming, delivery::Pack},
     connection::{
         batch::{Arrived, Gathered, Packs},
         outgoing::Urgency,
         state::Recipient,
     },
     error::{Error, Result},
-    protocol::{
-        frame::write_method,
-        spec::{BasicCancel, MethodBody},
-        wire::ShortStr,
-    },
     sync::{Waiter, lock},
 };
 
@@ -213,29 +204,11 @@ impl DeliveryQueue {
         let deadline = Instant::now().checked_add(timeout);
         let _awaiting = self.core.connection.incoming.awaiting()?;
         let coming = self.begin_cancel(timeout, Urgency::Caller)?;
-        self.wait_cancelled(&coming, timeout, deadline)
-    }
-
-    /// Waits for the answer to a cancel that was sent.
-    pub(super) fn wait_cancelled(
-        &self,
-        coming: &Coming,
-        limit: Duration,
-        deadline: Option<Instant>,
-    ) -> Result<()> {
-        let core = &self.core;
-        core.connection.outgoing.flush();
-        let answer = coming.wait(deadline);
-        answer.unwrap_or_else(|why| Err(core.given_up(why, BasicCancel::NAME, limit))).map(drop)
+        self.core.wait_cancelled(&coming, timeout, deadline)
     }
 
     pub(super) fn begin_cancel(&self, timeout: Duration, urgency: Urgency) -> Result<Coming> {
-        let method =
-            BasicCancel { consumer_tag: ShortStr::new("the consumer tag", &self.tag)?, no_wait: false };
-        let expects = Expected::about(BasicCancel::REPLIES, &self.tag);
-        let begun = self.core.begin(timeout, BasicCancel::NAME, expects, urgency, &mut |out, channel| {
-            write_method(out, channel, self.core.connection.outgoing.max_frame(), &method)
-        });
+        let begun = self.core.begin_cancel(&self.tag, timeout, urgency);
         self.cancel_sent.fetch_or(begun.is_ok(), Ordering::SeqCst);
         begun
     }

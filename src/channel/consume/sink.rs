@@ -9,7 +9,10 @@ use std::{
 
 use super::{inline::Inline, queue::DeliveryQueue};
 use crate::{
-    channel::{Core, call::Coming},
+    channel::{
+        Core,
+        call::{Coming, Expected},
+    },
     connection::{
         batch::Arrived,
         events::Event,
@@ -17,6 +20,11 @@ use crate::{
         state::{Accepted, Recipient},
     },
     error::{Error, Result, Scope},
+    protocol::{
+        frame::write_method,
+        spec::{BasicCancel, MethodBody},
+        wire::ShortStr,
+    },
 };
 
 /// What the channel knows of a consumer.
@@ -135,6 +143,28 @@ impl Core {
         }
         state.consumers.insert(sink);
         Ok(())
+    }
+
+    /// Asks the broker to send a consumer nothing more.
+    pub(super) fn begin_cancel(&self, tag: &str, limit: Duration, urgency: Urgency) -> Result<Coming> {
+        let consumer_tag = ShortStr::new("the consumer tag", tag)?;
+        let expects = Expected::about(BasicCancel::REPLIES, tag);
+        self.begin(limit, BasicCancel::NAME, expects, urgency, &mut |out, channel| {
+            let cancel = BasicCancel { consumer_tag, no_wait: false };
+            write_method(out, channel, self.connection.outgoing.max_frame(), &cancel)
+        })
+    }
+
+    /// Waits for the answer to a cancel that was sent.
+    pub(super) fn wait_cancelled(
+        &self,
+        coming: &Coming,
+        limit: Duration,
+        deadline: Option<Instant>,
+    ) -> Result<()> {
+        self.connection.outgoing.flush();
+        let answer = coming.wait(deadline);
+        answer.unwrap_or_else(|why| Err(self.given_up(why, BasicCancel::NAME, limit))).map(drop)
     }
 
     /// Cancels every consumer but those that handlers need to the end, and waits for the broker's answers, for at most `limit` altogether.
