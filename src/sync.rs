@@ -294,9 +294,6 @@ impl<T> OneShot<T> {
 
     /// Waits for the value until `deadline`.
     pub(crate) fn wait(&self, deadline: Option<Instant>) -> Result<T, GivenUp> {
-        if let Some(value) = self.take() {
-            return Ok(value);
-        }
         let waiter = Waiter::new();
         loop {
             if let Some(value) = self.poll(&waiter) {

@@ -188,11 +188,11 @@ impl Core {
         urgency: Urgency,
         encode: &mut dyn FnMut(&mut Vec<u8>, u16) -> Result<()>,
     ) -> Result<Coming> {
-        let deadline = Instant::now().checked_add(timeout);
         let outgoing = &self.connection.outgoing;
         let answer = OneShot::new();
         let mut waiter = None;
-        let mut awaiting = None;
+        // From the first wait on.
+        let (mut deadline, mut awaiting) = (None, None);
         loop {
             let mut state = self.lock();
             state.check_open()?;
@@ -209,6 +209,7 @@ impl Core {
             state.calls.pop_back();
             drop(state);
             awaiting.get_or_insert_with(|| self.connection.incoming.awaiting().ok());
+            let deadline = *deadline.get_or_insert_with(|| Instant::now().checked_add(timeout));
             match pushed? {
                 Push::Later if outgoing.pause(&mut waiter, deadline)? => {}
                 other => self.outcome(other, name, timeout)?,

@@ -1,6 +1,6 @@
 //! Contents whose body is large: written from the caller's own slice, piece by piece.
 
-use std::time::Instant;
+use std::{io::IoSlice, time::Instant};
 
 use super::{
     Outgoing, Phase, Push, Stint, Unfinished,
@@ -23,7 +23,7 @@ const USUAL_HEAD: usize = 256;
 const FRAMES_PER_TURN: usize = 16;
 
 /// Slices in one write: header, piece and trailer of each frame; what was gathered before; the content's head.
-pub(super) const MAX_PARTS: usize = 3 * FRAMES_PER_TURN + 2;
+const MAX_PARTS: usize = 3 * FRAMES_PER_TURN + 2;
 
 /// Bytes of body written in one turn, unless a single frame is larger.
 const BODY_PER_TURN: usize = 256 * 1024;
@@ -206,23 +206,27 @@ impl Outgoing {
         let room = self.max_frame - frame::OVERHEAD;
         self.taps.show_body(opened as u16, piece.chunks(room));
         let mut headers = [[0; 7]; FRAMES_PER_TURN];
-        let mut parts: [&[u8]; MAX_PARTS] = [&[]; MAX_PARTS];
+        let mut parts = [IoSlice::new(&[]); MAX_PARTS];
         for (header, chunk) in headers.iter_mut().zip(piece.chunks(room)) {
             *header = frame::header(FrameKind::Body, opened as u16, chunk.len() as u32);
         }
         let frames = headers.iter().zip(piece.chunks(room));
         let frames = frames.flat_map(|(header, chunk)| [&header[..], chunk, &frame::TRAILER]);
+        let all = [&before[..], head].into_iter().chain(frames).filter(|part| !part.is_empty());
         let mut count = 0;
-        for (place, part) in parts.iter_mut().zip([&before[..], head].into_iter().chain(frames)) {
-            *place = part;
+        for (place, part) in parts.iter_mut().zip(all) {
+            *place = IoSlice::new(part);
             count += 1;
         }
-        let parts = parts.get(..count).unwrap_or_default();
-        let (sent, result) = self.send(parts, Patience::Quantum, &mut Stint::of(self.write_limit));
+        // Sending uses its slices up.
+        let mut sending = parts;
+        let mut stint = Stint::of(self.write_limit);
+        let (sent, result) =
+            self.send(sending.get_mut(..count).unwrap_or_default(), Patience::Quantum, &mut stint);
 
         let mut rest = Vec::new();
         let mut skip = sent;
-        for part in parts {
+        for part in parts.iter().take(count) {
             rest.extend_from_slice(part.get(skip..).unwrap_or_default());
             skip = skip.saturating_sub(part.len());
         }

@@ -434,7 +434,7 @@ impl Outgoing {
             if is_new {
                 self.taps.show(Direction::Outgoing, &batch.bytes, self.max_frame);
             }
-            let (sent, result) = self.send(&[batch.rest()], patience, &mut stint);
+            let (sent, result) = self.send(&mut [IoSlice::new(batch.rest())], patience, &mut stint);
             batch.sent += sent;
             state = lock(&self.state);
             state.turn = None;
@@ -452,15 +452,16 @@ impl Outgoing {
     }
 
     /// Sends all of `parts`, or what can be sent; first what the transport still has.
-    fn send(&self, parts: &[&[u8]], patience: Patience, stint: &mut Stint) -> (usize, io::Result<()>) {
+    fn send(
+        &self,
+        parts: &mut [IoSlice<'_>],
+        patience: Patience,
+        stint: &mut Stint,
+    ) -> (usize, io::Result<()>) {
         let total: usize = parts.iter().map(|part| part.len()).sum();
-        let mut slices = [IoSlice::new(&[]); large::MAX_PARTS];
-        let mut count = 0;
-        for (slice, part) in slices.iter_mut().zip(parts.iter().filter(|part| !part.is_empty())) {
-            *slice = IoSlice::new(part);
-            count += 1;
-        }
-        let mut rest = slices.get_mut(..count).unwrap_or_default();
+        let mut rest = parts;
+        // There may be nothing but what the transport has.
+        IoSlice::advance_slices(&mut rest, 0);
         let mut sent = 0;
         while sent < total || self.transport.backlog() > 0 {
             match self.transport.write(rest, patience) {
