@@ -62,8 +62,6 @@ impl Outcome {
 pub struct Confirm {
     core: Arc<Core>,
     numbered: Numbered,
-    /// Once it was taken from the channel.
-    outcome: Option<Outcome>,
 }
 
 impl Confirm {
@@ -82,40 +80,39 @@ impl Confirm {
 
     /// Waits at most `timeout`; `None` when the outcome has not come yet.
     pub fn wait_timeout(&mut self, timeout: Duration) -> Option<Outcome> {
-        if self.try_wait().is_none() {
-            let deadline = Instant::now().checked_add(timeout);
-            let outcome = {
-                let _awaiting = match self.core.connection.incoming.awaiting() {
-                    Ok(awaiting) => awaiting,
-                    Err(error) => return Some(Outcome::Unknown(error)),
-                };
-                self.core.connection.outgoing.flush();
-                self.core.confirms.wait_for_outcome(self.numbered.id, deadline)
-            };
-            match outcome {
-                Ok(outcome) => self.outcome = Some(outcome),
-                // Not kept: the outcome itself may still come.
-                Err(why) => return why.forbidden().map(Outcome::Unknown),
-            }
+        if let Some(outcome) = self.try_wait() {
+            return Some(outcome);
         }
-        self.outcome.clone()
+        let deadline = Instant::now().checked_add(timeout);
+        let _awaiting = match self.core.connection.incoming.awaiting() {
+            Ok(awaiting) => awaiting,
+            Err(error) => return Some(Outcome::Unknown(error)),
+        };
+        self.core.connection.outgoing.flush();
+        match self.core.confirms.wait_for_outcome(self.numbered.id, deadline) {
+            Ok(outcome) => Some(outcome),
+            Err(why) => why.forbidden().map(Outcome::Unknown),
+        }
     }
 
     /// The outcome if it is here. **Does not wait.**
     #[inline]
     pub fn try_wait(&mut self) -> Option<Outcome> {
-        if self.outcome.is_none() {
-            self.outcome = self.core.confirms.take_outcome(self.numbered.id);
-        }
-        self.outcome.clone()
+        self.known(|confirms| confirms.outcome(self.numbered.id))
     }
 
     /// The outcome if it is here; if not, `waiter` is woken when it comes.
     pub(crate) fn poll(&mut self, waiter: &Waiter) -> Option<Outcome> {
-        if self.outcome.is_none() {
-            self.outcome = self.core.confirms.poll_outcome(self.numbered.id, waiter);
+        self.known(|confirms| confirms.poll_outcome(self.numbered.id, waiter))
+    }
+
+    #[inline]
+    fn known(&self, look: impl FnOnce(&Confirms) -> Option<Outcome>) -> Option<Outcome> {
+        if self.numbered == Numbered::default() {
+            // The channel was closed and opened again by somebody else in between: nobody confirms it.
+            return Some(Outcome::Unknown(Error::Closed(Scope::Channel)));
         }
-        self.outcome.clone()
+        look(&self.core.confirms)
     }
 
     /// For a caller that is about to wait for the outcome, or for what comes of it: writes what was gathered, and has
@@ -132,9 +129,7 @@ impl Confirm {
 
 impl Drop for Confirm {
     fn drop(&mut self) {
-        if self.outcome.is_none() {
-            self.core.confirms.forget(self.numbered.id);
-        }
+        self.core.confirms.forget(self.numbered.id);
     }
 }
 
@@ -192,10 +187,7 @@ impl Channel {
             return Err(Error::invalid("the channel is not in confirm mode: call confirm_select first"));
         }
         let numbered = core.publish(message, true)?;
-        // Closed and opened again by somebody else in between: nobody confirms it.
-        let unnumbered = numbered == Numbered::default();
-        let outcome = unnumbered.then_some(Outcome::Unknown(Error::Closed(Scope::Channel)));
-        Ok(Confirm { core: core.clone(), numbered, outcome })
+        Ok(Confirm { core: core.clone(), numbered })
     }
 
     /// Waits until everything that was published on this channel so far is confirmed, at most `timeout`.
@@ -252,7 +244,7 @@ fn report(failures: Vec<(u64, Outcome)>, more: u64) -> Result<()> {
 /// The confirms of one channel. The lock is a leaf that may be taken under that of the outgoing buffer, so that
 /// numbers follow the order on the wire.
 ///
-/// What most handles ask is answered without it: see [`take_outcome`](Confirms::take_outcome).
+/// What most handles ask is answered without it: see [`outcome`](Confirms::outcome).
 #[derive(Debug)]
 pub(super) struct Confirms {
     /// How many publishes may be outstanding; `None` is no limit.
@@ -424,23 +416,17 @@ impl Confirms {
         Numbered { id, number: id - self.counted_from.load(Ordering::SeqCst) }
     }
 
-    /// The outcome of a publish that is watched, if it is here; it can be taken once.
+    /// The outcome of a publish that is watched, if it is here.
     ///
     /// Mostly a look at two atomics: the publish and all before it are settled, and nothing is left to be told but
     /// that they were acked.
     #[inline]
-    fn take_outcome(&self, id: u64) -> Option<Outcome> {
-        if self.is_acked(id) {
-            return Some(Outcome::Acked);
-        }
-        self.look_for_outcome(id)
+    fn outcome(&self, id: u64) -> Option<Outcome> {
+        if self.is_acked(id) { Some(Outcome::Acked) } else { self.look_for_outcome(id) }
     }
 
     fn look_for_outcome(&self, id: u64) -> Option<Outcome> {
-        let mut state = self.lock();
-        let outcome = state.tracker.take_outcome(id);
-        self.publish_progress(&state.tracker);
-        outcome
+        self.lock().tracker.outcome(id)
     }
 
     #[inline]
@@ -451,8 +437,7 @@ impl Confirms {
     /// The outcome if it is here; if not, `waiter` is woken when it comes.
     fn poll_outcome(&self, id: u64, waiter: &Waiter) -> Option<Outcome> {
         let mut state = self.lock();
-        let outcome = state.tracker.take_outcome(id);
-        self.publish_progress(&state.tracker);
+        let outcome = state.tracker.outcome(id);
         if outcome.is_none() {
             state.forget_outcome(id);
             state.waiting.push((Wanted::Outcome(id), waiter.clone()));
@@ -468,7 +453,7 @@ impl Confirms {
             }
             if let Err(given_up) = waiter.park(deadline) {
                 self.lock().forget_waiter(&waiter);
-                return self.take_outcome(id).ok_or(given_up);
+                return self.outcome(id).ok_or(given_up);
             }
         }
     }

@@ -40,8 +40,8 @@ pub(super) struct Tracker {
     mandatory: VecDeque<Mandatory>,
     /// The outstanding publishes about which nobody wants to know in particular.
     unwatched: Ranges,
-    /// What became of those that are not outstanding any more, until it was asked for. An ack is not kept: what
-    /// was published and is neither outstanding nor here was acked.
+    /// What became of those that are watched and not outstanding any more. An ack is not kept: what was published and
+    /// is neither outstanding nor here was acked.
     outcomes: HashMap<u64, Outcome>,
     failures: Failures,
 }
@@ -144,8 +144,8 @@ impl Tracker {
         self.published = self.published.max(id);
     }
 
-    /// What is special about a publish: it is mandatory, or is not watched. Somebody will
-    /// [`take`](Tracker::take_outcome) the outcome of every other one, or [`forget`](Tracker::forget) it.
+    /// What is special about a publish: it is mandatory, or is not watched. Somebody has an eye on the
+    /// [`outcome`](Tracker::outcome) of every other one, and will [`forget`](Tracker::forget) it.
     pub(super) fn note(&mut self, id: u64, fingerprint: Option<Fingerprint>, watched: bool) {
         self.published_up_to(id);
         if let Some(fingerprint) = fingerprint {
@@ -209,14 +209,15 @@ impl Tracker {
         }
     }
 
-    /// What became of a publish that is watched; `None` while it is outstanding. Whoever takes it is told.
-    pub(super) fn take_outcome(&mut self, id: u64) -> Option<Outcome> {
+    /// What became of a publish that is watched; `None` while it is outstanding. Whoever asks is told, and may ask again
+    /// until it is forgotten.
+    pub(super) fn outcome(&mut self, id: u64) -> Option<Outcome> {
         if self.is_outstanding(id) {
             return None;
         }
-        let Some(outcome) = self.outcomes.remove(&id) else { return Some(Outcome::Acked) };
+        let Some(outcome) = self.outcomes.get(&id) else { return Some(Outcome::Acked) };
         self.failures.kept.retain(|failure| failure.id != id);
-        Some(outcome)
+        Some(outcome.clone())
     }
 
     /// Nobody will ask for the outcome of this publish any more.
@@ -227,7 +228,7 @@ impl Tracker {
         self.outcomes.remove(&id);
     }
 
-    /// Some publishes have an outcome that is not an ack, and that was not taken.
+    /// Some publishes that are watched have an outcome that is not an ack.
     pub(super) fn has_outcomes(&self) -> bool {
         !self.outcomes.is_empty()
     }
@@ -352,7 +353,14 @@ mod tests {
     }
 
     fn outcomes(tracker: &mut Tracker, ids: &[u64]) -> Vec<Option<Outcome>> {
-        ids.iter().map(|id| tracker.take_outcome(*id)).collect()
+        let mut ask = |id| {
+            let outcome = tracker.outcome(id);
+            if outcome.is_some() {
+                tracker.forget(id);
+            }
+            outcome
+        };
+        ids.iter().map(|id| ask(*id)).collect()
     }
 
     fn report(tracker: &mut Tracker) -> (Vec<(u64, Outcome)>, u64) {
@@ -476,7 +484,7 @@ mod tests {
         settle(&mut tracker, 2, true, false);
         assert_eq!(tracker.end_report(first, true).0.len(), 2);
         let third = tracker.begin_report();
-        assert!(matches!(tracker.take_outcome(id), Some(Outcome::Nacked)));
+        assert!(matches!(tracker.outcome(id), Some(Outcome::Nacked)));
         assert!(matches!(&tracker.end_report(second, true).0[..], [(2, Outcome::Nacked)]));
         assert!(tracker.end_report(third, true).0.is_empty());
         assert!(tracker.failures.kept.is_empty() && tracker.failures.reports.is_empty());
