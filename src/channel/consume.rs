@@ -362,8 +362,8 @@ impl Consumer {
     #[inline]
     fn next_taken(&mut self) -> Option<Delivery> {
         while let Some(queued) = self.taken.front_mut() {
-            if let Some(arrived) = queued.next() {
-                return Some(Delivery::new(queued.pack.clone(), arrived));
+            if let Some(delivery) = queued.next() {
+                return Some(delivery);
             }
             self.taken.pop_front();
         }

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     connection::batch::{Arrived, Batch},
     error::{Error, Result},
-    protocol::{properties::BasicProperties, spec::Method, value::FieldTable},
+    protocol::{content::Parts, properties::BasicProperties, spec::Method, value::FieldTable},
 };
 
 /// A message from the broker.
@@ -24,7 +24,8 @@ use crate::{
 #[derive(Clone)]
 pub struct Delivery {
     pack: Arc<Pack>,
-    arrived: Arrived,
+    /// Which of the deliveries of the batch it is.
+    place: usize,
 }
 
 /// Messages that came together.
@@ -34,6 +35,9 @@ pub(super) struct Pack {
     pub(super) epoch: u32,
     pub(super) no_ack: bool,
 }
+
+/// There is always a delivery at its place.
+static NOTHING: Arrived = Arrived { parts: Parts::NONE, delivery_tag: 0, redelivered: false };
 
 /// The names in a delivery, borrowed from its bytes.
 #[derive(Default)]
@@ -45,13 +49,19 @@ pub(super) struct Envelope<'a> {
 }
 
 impl Delivery {
-    pub(super) fn new(pack: Arc<Pack>, arrived: Arrived) -> Delivery {
-        Delivery { pack, arrived }
+    /// The one at this place of the batch.
+    pub(super) fn of(pack: Arc<Pack>, place: usize) -> Delivery {
+        Delivery { pack, place }
+    }
+
+    #[inline]
+    fn arrived(&self) -> &Arrived {
+        self.pack.batch.deliveries.get(self.place).unwrap_or(&NOTHING)
     }
 
     /// The body.
     pub fn body(&self) -> &[u8] {
-        self.arrived.parts.body(self.pack.batch.bytes())
+        self.arrived().parts.body(self.pack.batch.bytes())
     }
 
     /// The body, taken out of the buffer that it shares with other messages.
@@ -75,7 +85,7 @@ impl Delivery {
     /// [`Error::Malformed`] if they cannot be decoded. The body, and the tag to reject the message with, are
     /// not affected.
     pub fn properties(&self) -> Result<BasicProperties> {
-        Ok(BasicProperties::decode(self.arrived.parts.properties(self.pack.batch.bytes()))?)
+        Ok(BasicProperties::decode(self.arrived().parts.properties(self.pack.batch.bytes()))?)
     }
 
     /// The headers; empty if there are none.
@@ -88,12 +98,12 @@ impl Delivery {
 
     /// The number that the broker gave this delivery, counted from 1 on each channel.
     pub fn delivery_tag(&self) -> u64 {
-        self.arrived.delivery_tag
+        self.arrived().delivery_tag
     }
 
     /// The message was delivered before and not acknowledged, to this or another consumer.
     pub fn redelivered(&self) -> bool {
-        self.arrived.redelivered
+        self.arrived().redelivered
     }
 
     /// The exchange that the message was published to; empty for the default exchange. Bytes that are not
@@ -125,7 +135,7 @@ impl Delivery {
     }
 
     fn envelope(&self) -> Envelope<'_> {
-        envelope(self.arrived.parts.method(self.pack.batch.bytes()))
+        envelope(self.arrived().parts.method(self.pack.batch.bytes()))
     }
 
     /// Tells the broker that the message is dealt with. **Asynchronous: does not wait for the broker**, only

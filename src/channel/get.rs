@@ -139,9 +139,9 @@ impl Channel {
         if get.no_ack {
             core.lock().unacked.remove(arrived.delivery_tag);
         }
-        let batch = Arc::new(Batch::of(content.bytes));
+        let batch = Arc::new(Batch::of(content.bytes, arrived));
         let pack = Pack { batch, channel: core.clone(), epoch, no_ack: get.no_ack };
-        Ok(Some(Delivery::new(Arc::new(pack), arrived)))
+        Ok(Some(Delivery::of(Arc::new(pack), 0)))
     }
 
     /// Limits how many deliveries may be outstanding, that is delivered and not settled.

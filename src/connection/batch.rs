@@ -44,9 +44,9 @@ pub(crate) struct Arrived {
 }
 
 impl Batch {
-    /// Around these bytes, without a delivery.
-    pub(crate) fn of(own: Vec<u8>) -> Batch {
-        Batch { own, ..Batch::default() }
+    /// One delivery in memory of its own.
+    pub(crate) fn of(own: Vec<u8>, delivery: Arrived) -> Batch {
+        Batch { own, shared: None, deliveries: vec![delivery] }
     }
 
     /// What the positions of its deliveries are counted in.
@@ -120,7 +120,7 @@ impl Gathered {
         let mut deliveries = mem::take(&mut self.batch.deliveries);
         let bytes = self.batch.bytes().get(..self.length).unwrap_or_default();
         if bytes.len() > PACK_SIZE + PACK_UP_TO {
-            return Arc::new(Batch { deliveries, ..Batch::of(bytes.to_vec()) });
+            return Arc::new(Batch { own: bytes.to_vec(), shared: None, deliveries });
         }
         let pack = packs.pack(bytes, &mut deliveries);
         self.batch.deliveries = deliveries;

@@ -143,6 +143,10 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
+    /// Nothing at all.
+    pub(crate) const NONE: Parts =
+        Parts { method: 0, method_size: 0, properties: 0, properties_end: 0, body: 0, end: 0 };
+
     /// Of three ranges anywhere in a buffer, one behind the other.
     pub(crate) fn apart(method: Range<usize>, properties: Range<usize>, body: Range<usize>) -> Parts {
         Parts {

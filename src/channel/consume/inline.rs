@@ -117,9 +117,9 @@ impl BorrowedDelivery<'_> {
     pub fn to_owned(&self) -> Delivery {
         let (bytes, parts) = self.arrived.parts.copy_out(self.bytes);
         let Inline { core, no_ack, .. } = self.inline;
-        let batch = Arc::new(Batch::of(bytes));
+        let batch = Arc::new(Batch::of(bytes, Arrived { parts, ..*self.arrived }));
         let pack = Pack { batch, channel: core.clone(), epoch: self.epoch, no_ack: *no_ack };
-        Delivery::new(Arc::new(pack), Arrived { parts, ..*self.arrived })
+        Delivery::of(Arc::new(pack), 0)
     }
 
     /// See [`Delivery::ack`]. **Asynchronous.**

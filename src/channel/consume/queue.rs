@@ -12,7 +12,11 @@ use std::{
 
 use super::sink::End;
 use crate::{
-    channel::{Core, call::Coming, delivery::Pack},
+    channel::{
+        Core,
+        call::Coming,
+        delivery::{Delivery, Pack},
+    },
     connection::{
         batch::{Arrived, Gathered, Packs},
         outgoing::Urgency,
@@ -58,10 +62,13 @@ pub(super) struct Queued {
 
 impl Queued {
     #[inline]
-    pub(super) fn next(&mut self) -> Option<Arrived> {
-        let next = self.pack.batch.deliveries.get(self.next).copied();
+    pub(super) fn next(&mut self) -> Option<Delivery> {
+        let place = self.next;
+        if place >= self.pack.batch.deliveries.len() {
+            return None;
+        }
         self.next += 1;
-        next
+        Some(Delivery::of(self.pack.clone(), place))
     }
 
     /// The deliveries that were not returned.
