@@ -768,6 +768,7 @@ mod tests {
         }
     }
 
+    /// Row 4.
     #[test]
     fn neither_debug_nor_display_show_a_password() {
         let tls = TlsOptions { password: Some("s3cret2".into()), ..TlsOptions::default() };

@@ -15,7 +15,7 @@ use crate::{
     error::{Error, ReplyCode, Result, Scope, TlsFailure},
     protocol::{
         frame::{self, FrameKind, MIN_FRAME_MAX, PROTOCOL_HEADER, write_method},
-        sasl,
+        sasl::{self, Wiped},
         spec::{
             ConnectionCloseOk, ConnectionOpen, ConnectionSecureOk, ConnectionStartOk, ConnectionTune,
             ConnectionTuneOk, Encode, Method,
@@ -80,10 +80,11 @@ pub(crate) fn shake_hands(
     let server_properties = server_properties.unwrap_or_default();
 
     let client_properties = client_properties(config).encode()?;
+    let response = Wiped(mechanism.initial_response(&config.credentials)?);
     dialog.send_method(&ConnectionStartOk {
         client_properties: Table(&client_properties),
         mechanism: ShortStr::new("the mechanism's name", mechanism.name())?,
-        response: LongStr(&mechanism.initial_response(&config.credentials)?),
+        response: LongStr(&response.0),
         locale: ShortStr::truncated("en_US"),
     })?;
 
@@ -96,8 +97,8 @@ pub(crate) fn shake_hands(
         match next.map_err(authentication_error)? {
             Next::Tune(tune) => break tune,
             Next::Challenge(challenge) => {
-                let response = mechanism.challenge(&config.credentials, &challenge)?;
-                dialog.send_method(&ConnectionSecureOk { response: LongStr(&response) })?;
+                let response = Wiped(mechanism.challenge(&config.credentials, &challenge)?);
+                dialog.send_method(&ConnectionSecureOk { response: LongStr(&response.0) })?;
             }
         }
     };
@@ -228,9 +229,10 @@ impl<'a> Dialog<'a> {
     }
 
     fn send_method(&mut self, method: &dyn Encode) -> Result<()> {
-        let mut out = Vec::new();
-        write_method(&mut out, 0, UNTUNED_FRAME_MAX, method)?;
-        self.send_frames(&out)
+        // It may hold a password, and is not to move while it is written.
+        let mut out = Wiped(Vec::with_capacity(UNTUNED_FRAME_MAX));
+        write_method(&mut out.0, 0, UNTUNED_FRAME_MAX, method)?;
+        self.send_frames(&out.0)
     }
 
     fn send_frames(&mut self, frames: &[u8]) -> Result<()> {

@@ -28,6 +28,7 @@ use crate::{
     protocol::{
         content::Content,
         frame::write_method,
+        sasl::Wiped,
         spec::{ConnectionClose, ConnectionCloseOk, ConnectionUpdateSecret, Method, MethodBody, method_name},
         wire::{LongStr, ShortStr},
     },
@@ -40,6 +41,9 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// The longest text of ours in a close: a short string.
 const CLOSED_BY_APPLICATION: &str = "closed by the application";
+
+/// More than there is in a frame with a new secret beside that: the frame's head and end, and the reason.
+const BESIDE_A_SECRET: usize = 300;
 
 /// Where the reader puts what comes for one channel. Called by the reader thread only (and `fail` by whoever
 /// ends the connection): an inbox must not wait, and must not call user code but an inline handler.
@@ -436,6 +440,9 @@ impl Shared {
             new_secret: LongStr(new_secret.as_bytes()),
             reason: ShortStr::new("the reason", reason)?,
         };
+        // It is not to move while it is written, nor in the buffer.
+        let mut encoded = Wiped(Vec::with_capacity(new_secret.len() + BESIDE_A_SECRET));
+        write_method(&mut encoded.0, 0, self.outgoing.max_frame(), &method)?;
         let _awaiting = self.incoming.awaiting()?;
         let answer = OneShot::new();
         let mut waiter = None;
@@ -448,10 +455,10 @@ impl Shared {
             }
             let waiting = waiter.clone();
             // Appended under the lock of the waiters, so that answers come in their order.
-            let pushed =
-                self.outgoing.push_method(&self.gate, Urgency::Caller, waiting, &mut |out, channel| {
-                    write_method(out, channel, self.outgoing.max_frame(), &method)
-                })?;
+            let pushed = self.outgoing.push_method(&self.gate, Urgency::Caller, waiting, &mut |out, _| {
+                out.extend_from_slice(&encoded.0);
+                Ok(())
+            })?;
             if let Push::Accepted { .. } = pushed {
                 state.new_secrets.push_back(answer.clone());
                 break;
@@ -464,9 +471,10 @@ impl Shared {
             }
         }
         self.outgoing.flush();
-        answer
-            .wait(deadline)
-            .unwrap_or_else(|why| Err(self.given_up(why, ConnectionUpdateSecret::NAME, limit)))
+        let answered = answer.wait(deadline);
+        // If it was answered, it was written.
+        self.outgoing.wipe_what_was_written();
+        answered.unwrap_or_else(|why| Err(self.given_up(why, ConnectionUpdateSecret::NAME, limit)))
     }
 
     fn send_close(&self, deadline: Option<Instant>) -> Result<()> {

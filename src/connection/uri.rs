@@ -20,7 +20,7 @@ use super::{
     config::{Address, Config},
     tls_options::{ServerName, TlsOptions},
 };
-use crate::protocol::sasl::{Credentials, Mechanism, Secret};
+use crate::protocol::sasl::{Credentials, Mechanism, Secret, Wiped};
 use crate::{Error, Result};
 
 /// Whether [`format()`] writes the passwords or `***`.
@@ -165,10 +165,13 @@ fn decode(part: &str, text: &str, extra: &str) -> Result<String> {
             "has a '%' in its {part} that is not followed by two hexadecimal digits"
         )));
     }
-    match percent_decode_str(text).decode_utf8() {
-        Ok(decoded) => Ok(decoded.into_owned()),
-        Err(_) => Err(malformed(&format!("has a {part} that is not UTF-8"))),
-    }
+    // It may be a password: in one piece of memory, which becomes that of the secret.
+    let mut decoded = Vec::with_capacity(text.len());
+    decoded.extend(percent_decode_str(text));
+    String::from_utf8(decoded).map_err(|error| {
+        drop(Wiped(error.into_bytes()));
+        malformed(&format!("has a {part} that is not UTF-8"))
+    })
 }
 
 fn malformed(what: &str) -> Error {
@@ -536,6 +539,7 @@ mod tests {
         format!("{config:?} {} {:?}", passwords.0.expose(), passwords.1.map(Secret::expose))
     }
 
+    /// Row 2: what the specification itself gives as examples.
     #[test]
     fn the_examples_of_the_specification() {
         for (uri, username, password, host, port, vhost) in [
@@ -558,6 +562,7 @@ mod tests {
         }
     }
 
+    /// Row 2: every part may be left out or encoded; empty is not absent.
     #[test]
     fn more_that_is_allowed() {
         for (uri, username, password, host, port, vhost) in [
@@ -583,6 +588,7 @@ mod tests {
         assert!(parse("amqps://").unwrap().tls.is_some() && parse("amqp://").unwrap().tls.is_none());
     }
 
+    /// Row 6: several hosts, in their order.
     #[test]
     fn several_hosts() {
         let addresses = |uri| parse(uri).unwrap().addresses;
@@ -595,6 +601,7 @@ mod tests {
         }
     }
 
+    /// Row 2: what is malformed is an error that says what, and never a panic.
     #[test]
     fn what_is_malformed_is_named() {
         let scheme = "does not begin with amqp:// or amqps://";
@@ -685,6 +692,7 @@ mod tests {
         ("recovery", "off", "Config"),
     ];
 
+    /// Rows 2, 3: every key in both spellings, there and back.
     #[test]
     fn every_key_sets_its_field_and_is_written_again() {
         let names: Vec<&str> = VALUES.iter().map(|row| row.0).collect();
@@ -733,6 +741,7 @@ mod tests {
         }
     }
 
+    /// Row 3: the one key that may be repeated.
     #[test]
     fn authentication_mechanisms_may_be_repeated() {
         let names = |uri| -> Vec<String> {
@@ -750,6 +759,7 @@ mod tests {
         assert!(config.to_uri().ends_with("?auth_mechanism=amqplain&auth_mechanism=plain"));
     }
 
+    /// Row 3: a value that is out of range or no value at all.
     #[test]
     fn a_bad_value_is_quoted_and_the_right_ones_are_told() {
         for (query, given, expected) in [
@@ -787,6 +797,7 @@ mod tests {
         );
     }
 
+    /// Row 3: an unknown key is named, and the known ones are listed; so is one that is given twice.
     #[test]
     fn unknown_duplicate_and_misplaced_keys_are_named() {
         let unknown = error("amqp://h?heart_beat=5");
@@ -810,6 +821,7 @@ mod tests {
         }
     }
 
+    /// Row 4: whatever is wrong, and wherever.
     #[test]
     fn no_error_contains_a_password() {
         const MARK: &str = "s3cret";
@@ -912,6 +924,7 @@ mod tests {
         }
     }
 
+    /// Row 2: any configuration round-trips.
     #[test]
     fn any_configuration_survives_its_uri() {
         let mut random = Random(0x5eed);
@@ -939,6 +952,7 @@ mod tests {
         }
     }
 
+    /// Rows 2, 4: whatever is done to a URI.
     #[test]
     fn no_input_panics_and_no_mutation_shows_the_password() {
         let seeds = [

@@ -19,6 +19,7 @@
 mod gate;
 mod large;
 mod stint;
+mod written;
 
 pub(crate) use gate::Gate;
 
@@ -57,9 +58,6 @@ const KEEP_CAPACITY: usize = 1024 * 1024;
 /// Answers that the reader thread owes the peer go beyond the limit by at most this, because the reader must
 /// not wait. A peer that provokes more without reading is given up.
 const READER_SLACK: usize = 1024 * 1024;
-
-/// How long the end of the connection waits for somebody who is writing: longer than a write that makes no progress.
-const TURN_PATIENCE: Duration = Duration::from_millis(500);
 
 /// What is appended, as far as gates care.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -359,18 +357,6 @@ impl Outgoing {
         let Err(given_up) = waiter.park(deadline) else { return Ok(true) };
         lock(&self.state).waiting.retain(|other| !other.is(waiter));
         given_up.forbidden().map_or(Ok(false), Err)
-    }
-
-    /// Waits until nobody is writing, at most [`TURN_PATIENCE`]: whoever writes has perhaps sent everything, and has not
-    /// noted it yet.
-    pub(super) fn wait_for_the_turn(&self) {
-        let busy = |state: &mut State| state.turn.is_some();
-        drop(self.turn_ended.wait_timeout_while(lock(&self.state), TURN_PATIENCE, busy));
-    }
-
-    /// Something that was accepted has not reached the socket.
-    pub(super) fn has_unsent(&self) -> bool {
-        lock(&self.state).occupied() > 0
     }
 
     /// For a caller that is about to wait: writes what was gathered. The stream, if there was one, pauses, unless it was
