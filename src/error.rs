@@ -458,8 +458,8 @@ pub struct Attempt {
 #[error("{waiting_for} took longer than {limit:?}")]
 #[non_exhaustive]
 pub struct Timeout {
-    /// What was waited for: a method's name such as `queue.declare`, or one of `resolving the host name`,
-    /// `connecting`, `the handshake`, `publishing`, `a sign of life from the peer`, `writing to the peer`.
+    /// What was waited for: a method's name such as `queue.declare` or `connection.start`, or words such as
+    /// `resolving the host name`, `connecting`, `publishing`, `a sign of life from the peer`, `writing to the peer`.
     pub waiting_for: &'static str,
     /// The limit that was exceeded.
     pub limit: Duration,
@@ -563,6 +563,7 @@ impl fmt::Display for ReplyCode {
 mod tests {
     use super::*;
 
+    /// Row 101: all codes have names, and those that nobody knows are kept.
     #[test]
     fn reply_codes_round_trip_and_unknown_ones_are_kept() {
         for &code in ReplyCode::NAMED {

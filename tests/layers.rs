@@ -149,6 +149,51 @@ fn only_sync_knows_of_coroutines() {
     }
 }
 
+/// Row 102: what there is to say goes to the log, whose records say where they are from.
+#[test]
+fn nothing_is_printed_and_every_log_line_has_a_target() {
+    const PRINTING: &[&str] = &["print!(", "println!(", "dbg!(", "stdout()", "stderr()"];
+    for (file, code) in sources() {
+        for word in PRINTING {
+            assert!(!code.contains(word), "{file}: {word}");
+        }
+        for line in code.split("log::").skip(1) {
+            let is_macro = ["error!(", "warn!(", "info!(", "debug!(", "trace!(", "log!("]
+                .iter()
+                .find(|it| line.starts_with(**it));
+            let Some(name) = is_macro else { continue };
+            let target = line[name.len()..].trim_start();
+            assert!(
+                target.starts_with("target: \"leveret::"),
+                "{file}: log::{}",
+                &line[..40.min(line.len())]
+            );
+        }
+    }
+}
+
+/// Row 102: and the page on errors has all of them.
+#[test]
+fn every_target_of_the_log_is_documented() {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/errors.md")).unwrap();
+    let table = page.split("## The log").nth(1).unwrap();
+    let mut targets: Vec<String> = Vec::new();
+    for (file, code) in sources() {
+        for rest in code.split("target: \"").skip(1) {
+            let target = rest.split('"').next().unwrap_or_default();
+            assert!(table.contains(&format!("`{target}`")), "{file}: {target} is not in docs/errors.md");
+            targets.push(target.to_owned());
+        }
+    }
+    targets.sort();
+    targets.dedup();
+    assert!(targets.len() >= 7, "they are found: {targets:?}");
+    let documented = table.split("`leveret::").skip(1).map(|rest| rest.split('`').next().unwrap_or_default());
+    for name in documented {
+        assert!(targets.contains(&format!("leveret::{name}")), "leveret::{name} logs nothing");
+    }
+}
+
 #[test]
 fn no_file_is_long() {
     for (file, code) in sources() {

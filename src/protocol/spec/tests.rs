@@ -241,7 +241,7 @@ fn every_property_is_as_published() {
     assert_eq!(BasicProperties::FIELDS.len(), published.len());
 }
 
-/// Row 100 stands on this: the reply codes have the published values and names.
+/// Rows 100 and 101 stand on this: the reply codes have the published values and names.
 #[test]
 fn every_reply_code_is_as_published() {
     let mut published: BTreeMap<String, u16> = specification(XML)
