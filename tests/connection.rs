@@ -91,6 +91,19 @@ fn what_is_negotiated_is_used_and_can_be_read() {
     });
 }
 
+/// Row 8: both mechanisms with a password are accepted by a broker.
+#[test]
+fn both_mechanisms_with_a_password_log_in() {
+    on_each_broker(|broker| {
+        for mechanism in [Mechanism::Plain, Mechanism::AmqPlain] {
+            let connection = Connection::open(broker.config().auth_mechanism(mechanism))?;
+            connection.channel()?.close()?;
+            connection.close()?;
+        }
+        Ok(())
+    });
+}
+
 /// Row 9: with the broker's text, which it says at once, and not after its delay of three seconds, when it just hangs
 /// up; no password anywhere.
 #[test]

@@ -363,6 +363,34 @@ fn prefetch_bounds_what_is_delivered_ahead_of_acks() {
     });
 }
 
+/// Row 78: a prefetch count is for each consumer, or for the whole channel.
+#[test]
+fn a_prefetch_count_may_be_shared_by_a_channel() {
+    on_each_broker(|broker| {
+        let observer = broker.connect();
+        let observer = observer.channel()?;
+        observer.queue_declare("q")?;
+        publish(&observer, "q", 50)?;
+        holds(&observer, "q", 50);
+        for (global, expected) in [(false, 8), (true, 4)] {
+            let connection = broker.connect();
+            let channel = connection.channel()?;
+            channel.basic_qos(Qos::new(4).global(global))?;
+            let mut consumers = [channel.basic_consume("q")?, channel.basic_consume("q")?];
+            holds(&observer, "q", 50 - expected);
+            channel.flow(true)?;
+            let mut delivered = 0;
+            while leveret::select_timeout(&mut consumers, NOTHING).is_some() {
+                delivered += 1;
+            }
+            assert_eq!(delivered, expected, "global: {global}");
+            connection.close()?;
+            holds(&observer, "q", 50);
+        }
+        Ok(())
+    });
+}
+
 /// Row 78: `basic_get` gives one message or none, and says how many are left.
 #[test]
 fn messages_can_be_fetched_one_by_one() {
@@ -415,6 +443,30 @@ fn streams_are_read_from_an_offset() {
                 Some(from as i64)
             );
         }
+        Ok(())
+    });
+}
+
+/// Row 78: what streams do not allow is said as the broker says it: no prefetch count costs the channel, and
+/// `basic_get` the connection.
+#[test]
+fn streams_want_a_prefetch_count_and_no_get() {
+    on_each_broker(|broker| {
+        let connection = Connection::open(broker.config().prefetch(0))?;
+        let channel = connection.channel()?;
+        channel.queue_declare(QueueDeclare::new("s").stream())?;
+        publish(&channel, "s", 1)?;
+        let error = channel.basic_consume("s").unwrap_err();
+        assert_eq!((error.reply_code(), error.is_soft()), (Some(ReplyCode::PreconditionFailed), true));
+        assert!(error.to_string().contains("prefetch"), "{error}");
+        channel.reopen()?;
+        channel.basic_qos(1)?;
+        let first = channel.basic_consume(Consume::new("s").stream_offset("first"))?.next().unwrap()?;
+        assert_eq!(numbers(&[first]), [0]);
+
+        let error = channel.basic_get("s").unwrap_err();
+        assert_eq!((error.reply_code(), error.is_hard()), (Some(ReplyCode::NotImplemented), true), "{error}");
+        assert!(!connection.is_open());
         Ok(())
     });
 }

@@ -7,7 +7,9 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{limits::PROMPT, peer::*};
-use leveret::{Attempt, Config, Connection, Credentials, Error, ReplyCode, SaslMechanism, Scope, Timeout};
+use leveret::{
+    Attempt, Config, Connection, Credentials, Error, Mechanism, ReplyCode, SaslMechanism, Scope, Timeout,
+};
 
 const PASSWORD: &str = "correct-horse-battery";
 
@@ -341,6 +343,48 @@ fn a_users_mechanism_answers_challenges() {
     peer.finish();
 }
 
+/// Row 8: each mechanism of the library, as the peer hears it: by its name, with what proves who it is.
+#[test]
+fn each_mechanism_says_what_it_has_to_say() {
+    let amqplain = format!("\x05LOGINS\0\0\0\x04user\x08PASSWORDS\0\0\0\x15{PASSWORD}");
+    for (mechanism, name, response) in [
+        (Mechanism::Plain, "PLAIN", format!("\0user\0{PASSWORD}")),
+        (Mechanism::AmqPlain, "AMQPLAIN", amqplain),
+        (Mechanism::External, "EXTERNAL", String::new()),
+        (Mechanism::Anonymous, "ANONYMOUS", String::new()),
+    ] {
+        let peer = Peer::run(|peer| {
+            peer.expect_protocol_header();
+            peer.raw(&start("AMQPLAIN ANONYMOUS EXTERNAL PLAIN"));
+            let start_ok = peer.expect(0, START_OK);
+            peer.send_tune(Tune::default());
+            peer.expect(0, TUNE_OK);
+            peer.expect(0, OPEN);
+            peer.send(0, OPEN_OK, args![""]);
+            peer.close();
+            start_ok
+        });
+        let config = peer.config().credentials("user", PASSWORD).auth_mechanism(mechanism);
+        Connection::open(config).unwrap().close().unwrap();
+        let start_ok = peer.finish();
+        assert_eq!((start_ok.text(1), start_ok.text(2)), (name, &*response));
+    }
+}
+
+/// Row 16: the socket is bound to the address that was chosen.
+#[cfg(target_os = "linux")] // Where all of 127.0.0.0/8 is this machine.
+#[test]
+fn the_local_address_can_be_chosen() {
+    let peer = Peer::run(|peer| {
+        let from = peer.socket().peer_addr().unwrap().ip();
+        peer.handshake();
+        peer.close();
+        from
+    });
+    Connection::open(peer.config().bind_address([127, 0, 0, 9])).unwrap().close().unwrap();
+    assert_eq!(peer.finish(), std::net::IpAddr::from([127, 0, 0, 9]));
+}
+
 /// Row 8: a challenge to a mechanism that knows none is an error that names it.
 #[test]
 fn an_unexpected_challenge_is_an_error() {
@@ -374,7 +418,9 @@ fn the_client_says_who_it_is_and_what_is_used() {
     assert_eq!(greeting.tune_ok, Arguments(args![100, 8192, 20].to_vec()));
     assert_eq!(greeting.open.text(0), "shop");
     let properties = greeting.start_ok.bytes(0);
+    let platform = concat!("Rust ", env!("CARGO_PKG_RUST_VERSION"), " or later");
     for entry in [
+        table(&[("platform", 'S', platform.as_bytes())]),
         table(&[("product", 'S', b"leveret")]),
         table(&[("version", 'S', env!("CARGO_PKG_VERSION").as_bytes())]),
         table(&[("connection_name", 'S', b"billing")]),

@@ -6,7 +6,7 @@
 mod common;
 
 use common::{limits::PROMPT, peer::*};
-use leveret::{Channel, Connection, Consume, Consumer, Error, ReplyCode, Result};
+use leveret::{BorrowedDelivery, Channel, Connection, Consume, Consumer, Error, ReplyCode, Result};
 
 /// A connection with an open channel and a consumer `tag` on it.
 struct Client {
@@ -255,6 +255,48 @@ fn what_the_protocol_allows_is_tolerated() {
         client.consumer.cancel().unwrap();
         client.channel.close().unwrap();
         client.connection.close().unwrap();
+    }
+}
+
+/// Row 71: a broker may deliver before it has answered `basic.consume`; nothing of that is lost.
+#[test]
+fn deliveries_may_overtake_the_answer_to_consume() {
+    for inline in [false, true] {
+        let peer = Peer::run(|peer| {
+            peer.handshake();
+            peer.open_channel(1);
+            let tag = peer.expect(1, CONSUME).text(2).to_owned();
+            peer.deliver(1, &tag, 1, b"early");
+            peer.deliver(1, &tag, 2, &[7; 100_000]);
+            peer.send(1, CONSUME_OK, args![&tag]);
+            peer.deliver(1, &tag, 3, b"in time");
+            for number in 1..=3 {
+                assert_eq!(peer.expect(1, ACK).number(0), number);
+            }
+            peer.close();
+        });
+        let connection = Connection::open(peer.config().prefetch(0)).unwrap();
+        let channel = connection.channel().unwrap();
+        if inline {
+            let (told, lengths) = std::sync::mpsc::channel();
+            let _consumer = channel
+                .basic_consume_inline("q", move |delivery: &BorrowedDelivery<'_>| {
+                    told.send(delivery.body().len())?;
+                    Ok(delivery.ack()?)
+                })
+                .unwrap();
+            let lengths: Vec<_> = lengths.iter().take(3).collect();
+            assert_eq!(lengths, [5, 100_000, 7]);
+            connection.close().unwrap();
+        } else {
+            let mut consumer = channel.basic_consume("q").unwrap();
+            for length in [5, 100_000, 7] {
+                let delivery = consumer.next().unwrap().unwrap();
+                assert_eq!(delivery.body().len(), length);
+                delivery.ack().unwrap();
+            }
+            connection.close().unwrap();
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use common::{
     brokers::{Broker, on_each_broker},
     limits::{PROMPT, given_time},
     messages::Stamped,
+    peer::Peer,
     proxy::{self, Direction, Proxy},
     queues::holds,
 };
@@ -155,6 +156,35 @@ fn all_properties_and_headers_arrive_as_they_were() {
         assert!(matches!(immediate, Error::Invalid(_)), "{immediate:?}");
         channel.flow(true).map(drop)
     });
+}
+
+/// Row 52: `immediate` is sent when it was allowed, and refused otherwise, before anything is sent.
+#[test]
+fn immediate_is_sent_when_it_was_allowed() {
+    for allowed in [false, true] {
+        let peer = Peer::run(move |peer| {
+            peer.handshake();
+            peer.open_channel(1);
+            if allowed {
+                assert_eq!(peer.expect_publish(1).0.number(3), 0b10, "immediate, and not mandatory");
+                assert_eq!(peer.expect_publish(1).0.number(3), 0b11);
+            }
+            assert_eq!(peer.expect_publish(1).0.number(3), 0);
+            peer.close();
+        });
+        let connection = Connection::open(peer.config().allow_immediate(allowed)).unwrap();
+        let channel = connection.channel().unwrap();
+        for mandatory in [false, true] {
+            let message = Publish::new("now").immediate(true).mandatory(mandatory);
+            match channel.basic_publish("", "q", message) {
+                Ok(()) => assert!(allowed),
+                Err(Error::Invalid(text)) => assert!(!allowed && text.contains("allow_immediate"), "{text}"),
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+        channel.basic_publish("", "q", "whenever").unwrap();
+        connection.close().unwrap();
+    }
 }
 
 /// Row 53: `try_publish` takes what there is room for, never waits, and goes on when there is room again.

@@ -6,7 +6,7 @@ mod common;
 
 use std::{collections::HashMap, thread, time::Duration};
 
-use common::{brokers::on_each_broker, limits::PROMPT};
+use common::{brokers::on_each_broker, limits::PROMPT, queues::holds};
 use leveret::{Channel, Consumer, Error, Result, select, select_timeout};
 
 /// Far more than anything here takes.
@@ -29,8 +29,17 @@ fn one_wait_serves_consumers_of_two_connections_in_turn() {
                 one.basic_publish("", queue, &format!("{queue}{number}"))?;
             }
         }
+        // All are here before the first is taken: whoever is heard is chosen, and not the only one.
+        for (channel, queue) in [(&one, "a"), (&one, "b"), (&two, "c")] {
+            holds(channel, queue, 0);
+            channel.flow(true)?;
+        }
         let mut seen: HashMap<usize, usize> = HashMap::new();
-        for _ in 0..300 {
+        for round in 0..300 {
+            if round == 30 {
+                let counts: Vec<_> = (0..3).map(|place| seen.get(&place).copied().unwrap_or(0)).collect();
+                assert!(counts.iter().all(|count| *count >= 5), "each has its turn: {counts:?}");
+            }
             let (place, delivery) = select_timeout(&mut consumers, LONG).expect("a delivery");
             let delivery = delivery?;
             let count = seen.entry(place).or_default();

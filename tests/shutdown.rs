@@ -125,9 +125,55 @@ fn late_errors_are_told() {
     peer.finish();
 }
 
-/// Row 103: an iterator returns what was delivered before the shutdown, and ends.
+/// Row 103: an iterator returns what was delivered before the shutdown, which can still be acked, and ends. Its
+/// consumer is cancelled first, and the channels are closed when all is confirmed.
 #[test]
-fn iterators_end() {
+fn iterators_return_what_was_delivered() {
+    let (cancelled, is_cancelled) = mpsc::channel();
+    let (done, is_done) = mpsc::channel();
+    let peer = Peer::run(move |peer| {
+        peer.handshake();
+        peer.open_channel(1);
+        peer.open_channel(2);
+        peer.expect(2, CONFIRM_SELECT);
+        peer.send(2, CONFIRM_SELECT_OK, &[]);
+        let tag = peer.start_consumer(1);
+        (1..=3).for_each(|number| peer.deliver(1, &tag, number, b"delivered"));
+        peer.expect_publish(2);
+        peer.expect(1, CANCEL);
+        peer.send(1, CANCEL_OK, args![&*tag]);
+        cancelled.send(()).unwrap();
+        (1..=3).for_each(|number| assert_eq!(peer.expect(1, ACK).number(0), number));
+        is_done.recv().unwrap();
+        // The shutdown has waited for this.
+        peer.send(2, ACK, args![1, 0]);
+        for _ in 0..2 {
+            let close = peer.next_frame();
+            assert_eq!(close.method(), Some(CHANNEL_CLOSE));
+            peer.send(close.channel, CHANNEL_CLOSE_OK, &[]);
+        }
+        peer.close();
+    });
+    let connection = Connection::open(peer.config()).unwrap();
+    let (channel, confirming) = (connection.channel().unwrap(), connection.channel().unwrap());
+    confirming.confirm_select().unwrap();
+    let mut consumer = channel.basic_consume("q").unwrap();
+    confirming.basic_publish("", "q", "confirmed late").unwrap();
+    let iterating = thread::spawn(move || {
+        is_cancelled.recv().unwrap();
+        let count = consumer.by_ref().map(|delivery| delivery.unwrap().ack().unwrap()).count();
+        assert!(consumer.has_ended());
+        done.send(()).unwrap();
+        count
+    });
+    connection.shutdown(LONG).unwrap();
+    assert_eq!(iterating.join().unwrap(), 3);
+    peer.finish();
+}
+
+/// Row 103: an iterator that waits ends as well.
+#[test]
+fn iterators_that_wait_end() {
     on_each_broker(|broker| {
         let connection = broker.connect();
         let channel = connection.channel()?;

@@ -35,6 +35,13 @@ pub(super) struct Connected {
 /// Tries every address of every host, in order, until one accepts. What the broker itself refuses (the
 /// credentials, the virtual host) is final.
 pub(super) fn connect(config: &Config) -> Result<Connected> {
+    connect_by(config, resolve)
+}
+
+fn connect_by(
+    config: &Config,
+    resolve: impl Fn(&Address, Duration) -> Result<Vec<SocketAddr>>,
+) -> Result<Connected> {
     let security = config.tls.as_ref().map(Security::new).transpose()?;
     let mut attempts = Vec::new();
     for host in &config.addresses {
@@ -111,14 +118,7 @@ fn try_address(
     security: Option<&Security>,
     config: &Config,
 ) -> Result<Connected> {
-    let options = TcpOptions {
-        nodelay: config.tcp_nodelay,
-        keepalive: config.keepalive,
-        bind_address: config.bind_address,
-        send_buffer: config.send_buffer,
-        receive_buffer: config.receive_buffer,
-    };
-    let tcp = Tcp::connect(address, &options, config.connect_timeout).map_err(|error| {
+    let tcp = Tcp::connect(address, &options(config), config.connect_timeout).map_err(|error| {
         if is_timeout(&error) {
             Error::timeout("connecting", config.connect_timeout)
         } else {
@@ -126,6 +126,16 @@ fn try_address(
         }
     })?;
     begin(tcp, host, security, config)
+}
+
+fn options(config: &Config) -> TcpOptions {
+    TcpOptions {
+        nodelay: config.tcp_nodelay,
+        keepalive: config.keepalive,
+        bind_address: config.bind_address,
+        send_buffer: config.send_buffer,
+        receive_buffer: config.receive_buffer,
+    }
 }
 
 /// The addresses of a host. The system's resolver knows no deadline, so it runs on a thread of its own, which
@@ -143,5 +153,83 @@ fn resolve(host: &Address, timeout: Duration) -> Result<Vec<SocketAddr>> {
         Err(_) => Err(Error::timeout("resolving the host name", timeout)),
         Ok(Err(error)) => Err(Error::io("resolving the host name", error)),
         Ok(Ok(addresses)) => Ok(addresses),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use socket2::{Domain, Socket, Type};
+    use std::net::TcpStream;
+
+    /// A socket of this machine, and its address.
+    fn bound() -> (Socket, SocketAddr) {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        let address = socket.local_addr().unwrap().as_socket().unwrap();
+        (socket, address)
+    }
+
+    /// A listener that accepts nobody, behind a queue that is full: whoever connects hears nothing. What holds its
+    /// place in the queue, and the listener.
+    fn unreachable() -> (Vec<TcpStream>, Socket, SocketAddr) {
+        let (socket, address) = bound();
+        socket.listen(0).unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(500)) {
+            waiting.push(stream);
+        }
+        (waiting, socket, address)
+    }
+
+    fn attempts(config: &Config, addresses: &[SocketAddr]) -> Vec<Attempt> {
+        match connect_by(config, |_, _| Ok(addresses.to_vec())).map(drop) {
+            Err(Error::Connect(failure)) => failure.attempts.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Row 5: every address that a name resolves to is tried, for every host, and listed with the host's name.
+    #[test]
+    fn every_address_of_every_host_is_tried() {
+        let sockets: Vec<_> = (0..3).map(|_| bound()).collect();
+        let addresses: Vec<_> = sockets.iter().map(|(_, address)| *address).collect();
+        let config = Config::new().host("one", 1).fallback_host("two", 2);
+        let tried = attempts(&config, &addresses);
+        let expected =
+            ["one:1", "two:2"].into_iter().flat_map(|host| addresses.iter().map(move |it| (host, it)));
+        for (attempt, (host, address)) in tried.iter().zip(expected) {
+            assert_eq!((&*attempt.host, attempt.address), (host, Some(*address)));
+            assert!(matches!(attempt.error, Error::Io { .. }), "{attempt}");
+        }
+        assert_eq!(tried.len(), 6);
+    }
+
+    /// Row 5: each address has the whole limit for itself, and one that says nothing does not keep the next one from
+    /// being tried.
+    #[test]
+    fn each_address_has_its_own_time() {
+        let (_waiting, _listener, silent) = unreachable();
+        let (_refusing, nobody) = bound();
+        let limit = Duration::from_millis(100);
+        let started = Instant::now();
+        let tried = attempts(&Config::new().connect_timeout(limit), &[silent, silent, nobody]);
+        // The system counts in milliseconds.
+        assert!(started.elapsed() >= limit * 3 / 2, "{:?}", started.elapsed());
+        for attempt in &tried[..2] {
+            let Error::Timeout(timeout) = attempt.error else { panic!("{attempt}") };
+            assert_eq!((timeout.waiting_for, timeout.limit), ("connecting", limit));
+        }
+        assert!(matches!(tried[2].error, Error::Io { .. }), "{}", tried[2]);
+    }
+
+    /// Row 16: each option of the configuration is that of the socket.
+    #[test]
+    fn options_are_those_of_the_configuration() {
+        let config = Config::new().tcp_nodelay(false).keepalive(Duration::from_secs(7));
+        let options = options(&config.bind_address([127, 0, 0, 2]).send_buffer(5000).receive_buffer(6000));
+        assert_eq!((options.nodelay, options.keepalive), (false, Some(Duration::from_secs(7))));
+        assert_eq!(options.bind_address, Some([127, 0, 0, 2].into()));
+        assert_eq!((options.send_buffer, options.receive_buffer), (Some(5000), Some(6000)));
     }
 }

@@ -129,6 +129,7 @@ mod tests {
         assert!(tcp.0.nodelay().unwrap() && socket.keepalive().unwrap());
         assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
         assert!(socket.send_buffer_size().unwrap() >= 64 * 1024);
+        assert!(socket.recv_buffer_size().unwrap() >= 64 * 1024);
         #[cfg(target_os = "linux")]
         {
             use std::os::fd::AsRawFd;
@@ -136,6 +137,21 @@ mod tests {
             let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
             assert!(u32::from_str_radix(flags, 8).unwrap() & 0o2_000_000 != 0, "row 16: CLOEXEC");
         }
+    }
+
+    /// Row 16: and those that are not wanted are not.
+    #[test]
+    fn the_options_can_be_left_out() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let none = TcpOptions {
+            nodelay: false,
+            keepalive: None,
+            bind_address: None,
+            send_buffer: None,
+            receive_buffer: None,
+        };
+        let tcp = Tcp::connect(listener.local_addr().unwrap(), &none, Duration::from_secs(5)).unwrap();
+        assert!(!tcp.0.nodelay().unwrap() && !SockRef::from(&tcp.0).keepalive().unwrap());
     }
 
     #[test]

@@ -231,6 +231,37 @@ fn wait_for_confirms_lists_what_was_not_acked() {
     connection.close().unwrap();
 }
 
+/// Row 60: an outcome that does not come in time is not known, and is told as such once; it may still come to a handle
+/// that is not given up.
+#[test]
+fn an_outcome_that_does_not_come_in_time_is_unknown() {
+    let _watchdog = Watchdog::new(&test_name(), LIMIT);
+    let (given_up, is_given_up) = mpsc::channel();
+    let peer = Peer::run(move |peer| {
+        confirm_mode(peer);
+        for _ in 0..3 {
+            peer.expect_publish(1);
+        }
+        is_given_up.recv().unwrap();
+        peer.send(1, ACK, args![3, 1]);
+        end(peer);
+    });
+    let (connection, channel) = open(peer.config().confirm_timeout(SHORT));
+    let mut patient = channel.deferred().basic_publish("", "key", "1").unwrap();
+    let handle = channel.deferred().basic_publish("", "key", "2").unwrap();
+    assert!(patient.wait_timeout(SHORT).is_none());
+    for unknown in [handle.wait().into_result(), channel.publish_confirmed("", "key", "3")] {
+        let Err(Error::Timeout(timeout)) = unknown else { panic!("{unknown:?}") };
+        assert_eq!((timeout.waiting_for, timeout.limit), ("waiting for a confirm", SHORT));
+    }
+    assert_eq!(channel.unconfirmed(), 3);
+    given_up.send(()).unwrap();
+    assert!(matches!(patient.wait_timeout(LIMIT), Some(Outcome::Acked)));
+    channel.wait_for_confirms(LIMIT).unwrap();
+    channel.close().unwrap();
+    connection.close().unwrap();
+}
+
 /// Rows 14, 61: after a loss what was outstanding is listed, however often one asks: never is everything said to
 /// be confirmed. A new beginning on the same channel starts from there, once.
 #[test]

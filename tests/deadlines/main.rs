@@ -116,7 +116,8 @@ fn try_run(cell: &Cell<'_>, limit: Duration) -> bool {
     assert!(took < PROMPT, "it took {took:?}: {result:?}");
     assert!(cell.allowed().contains(&outcome(&result)), "{result:?} is none of {:?}", cell.allowed());
     if let Err(Error::Timeout(timeout)) = &result {
-        assert_eq!((timeout.waiting_for, timeout.limit), (cell.call.waiting_for, limit));
+        let own = limit_of(cell.call.waiting_for, limit);
+        assert_eq!((timeout.waiting_for, timeout.limit), (cell.call.waiting_for, own));
     }
     check_what_follows(cell, &mut stage, result);
 
@@ -128,9 +129,23 @@ fn try_run(cell: &Cell<'_>, limit: Duration) -> bool {
     true
 }
 
+/// The limit of what a timeout names: a little different for each setting, so that the error tells them apart.
+fn limit_of(waiting_for: &str, limit: Duration) -> Duration {
+    limit
+        + match waiting_for {
+            "channel.close" | "connection.close" => Duration::from_millis(1),
+            PUBLISHING | "sending the rest of a message" => Duration::from_millis(2),
+            _ => Duration::ZERO,
+        }
+}
+
+const PUBLISHING: &str = "publishing";
+
 /// A connection with a channel, and on it a consumer whose deliveries have come.
 fn set_stage(limit: Duration, peer: &Script<()>, waiting: Sender<()>) -> Result<Stage> {
-    let mut config = peer.config().call_timeout(limit).close_timeout(limit).publish_timeout(limit);
+    let mut config = peer.config().call_timeout(limit_of("", limit));
+    config =
+        config.close_timeout(limit_of("channel.close", limit)).publish_timeout(limit_of(PUBLISHING, limit));
     config = config.drop_timeout(limit.min(SHORT / 4)).prefetch(0);
     // Small, so that they are full soon.
     config = config.outgoing_buffer(16 * 1024).send_buffer(16 * 1024);
