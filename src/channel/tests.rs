@@ -189,6 +189,22 @@ fn a_call_takes_eight_locks() {
     assert_eq!(wakes, 0);
 }
 
+/// The writer thread looks after a stream every 150 microseconds, and not after those who wait for each answer.
+#[test]
+fn those_who_wait_are_no_stream() {
+    let fixture = Fixture::new();
+    let (channel, outgoing) = (&fixture.channels[1], &fixture.shared.outgoing);
+    assert!(!outgoing.is_gathering());
+    let purge = QueuePurge { queue: ShortStr::truncated("q"), ..Default::default() };
+    for _ in 0..3 {
+        // In vain: there is nobody who reads the answer.
+        assert!(channel.core().call(Duration::ZERO, &purge).is_err());
+        assert!(!outgoing.is_gathering());
+        channel.basic_publish("", "key", "sixteen bytes...").unwrap();
+        assert!(outgoing.is_gathering());
+    }
+}
+
 /// Row 54: what is gathered for a window is written once, by the one who waits for it, and not its first message alone; but a
 /// lone message is not held back.
 #[test]

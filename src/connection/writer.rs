@@ -70,7 +70,7 @@ pub(super) fn run(shared: &Shared, heartbeat: Heartbeat) {
         }
 
         // While frames come in a stream their appenders need not wake this thread: it looks by itself.
-        let linger_until = Some(state.last_write + LINGER).filter(|end| *end > now);
+        let linger_until = state.gathered_until().filter(|end| *end > now);
         if state.unsent() > 0 && state.may_take_turn() {
             if state.urgent || state.phase != Phase::Open || linger_until.is_none() {
                 state.urgent = false;

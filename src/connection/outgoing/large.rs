@@ -3,8 +3,9 @@
 use std::{io::IoSlice, time::Instant};
 
 use super::{
-    Outgoing, Phase, Push, Stint, Unfinished,
+    Outgoing, Phase, Push, Unfinished,
     gate::{BUSY, Gate, OWES_FLOW_OK, SHUT, STOPPED},
+    turn::Stint,
 };
 use crate::{
     error::{Error, Result},

@@ -18,13 +18,11 @@
 
 mod gate;
 mod large;
-mod stint;
-mod written;
+mod turn;
 
 pub(crate) use gate::Gate;
 
 use std::{
-    io::{self, IoSlice},
     sync::{Arc, Condvar, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
@@ -36,21 +34,13 @@ use crate::{
         frame::write_method,
         spec::{ChannelClose, ChannelCloseOk, ChannelFlowOk, ConnectionClose, Encode},
     },
-    sync::{Waiter, is_coroutine, lock, waits_never, wake_all},
-    transport::{Patience, Transport, is_timeout, tap::Direction},
+    sync::{Waiter, lock, wake_all},
+    transport::Transport,
 };
 use gate::{BUSY, OWES_FLOW_OK, SHUT, STOPPED};
-use stint::Stint;
 
 /// A caller that gathers this much writes it out: larger writes are hardly cheaper per byte.
 const FLUSH_AT: usize = 128 * 1024;
-
-/// A caller that waits after it has gathered this much is likely to go on with more of it.
-const STREAM: usize = 4 * 1024;
-
-/// How often the holder of a turn goes on for others that appended meanwhile, before he leaves it to the
-/// writer thread and returns to his own business.
-const ROUNDS: usize = 4;
 
 /// An emptied buffer larger than this is given back to the allocator.
 const KEEP_CAPACITY: usize = 1024 * 1024;
@@ -189,6 +179,12 @@ impl State {
             || self.unfinished.len() + self.backlog > 0
     }
 
+    /// While a stream goes on: until when it is gathered. Calls are no stream, however many: a writer thread that looks
+    /// beside them every now and then costs them a sixth of their time.
+    pub(super) fn gathered_until(&self) -> Option<Instant> {
+        self.streaming.then(|| self.last_write + LINGER)
+    }
+
     /// What takes up room: also what is being written.
     fn occupied(&self) -> usize {
         self.unsent() + self.turn.unwrap_or(0)
@@ -269,7 +265,7 @@ impl Outgoing {
         let before = state.buffer.len();
         if before == 0 && state.streaming && urgency == Urgency::Stream {
             // After a pause the next one is a lone one again.
-            state.streaming = state.last_write.elapsed() < LINGER;
+            state.streaming = state.gathered_until() > Some(Instant::now());
         }
         if let Err(error) = encode(&mut state.buffer, bits as u16) {
             state.buffer.truncate(before);
@@ -359,166 +355,10 @@ impl Outgoing {
         given_up.forbidden().map_or(Ok(false), Err)
     }
 
-    /// For a caller that is about to wait: writes what was gathered. The stream, if there was one, pauses, unless it was
-    /// much: whoever waits for room in a window goes on at once when there is some, and then gathers again.
-    pub(crate) fn flush(&self) {
-        let mut state = lock(&self.state);
-        state.streaming &= state.unsent() >= STREAM;
-        self.write_gathered(state, Patience::None);
-    }
-
-    /// For a caller whose append was [`Push::Accepted`] with `flush`: writes what was gathered; the stream may
-    /// go on. The peer's pace becomes the caller's: that keeps the buffer small, and in the cache.
-    pub(crate) fn flush_stream(&self) {
-        let patience = if waits_never() { Patience::None } else { Patience::Quantum };
-        self.write_gathered(lock(&self.state), patience);
-    }
-
-    /// The same for a caller who must not wait.
-    pub(crate) fn flush_stream_now(&self) {
-        self.write_gathered(lock(&self.state), Patience::None);
-    }
-
-    fn write_gathered(&self, mut state: MutexGuard<'_, State>, patience: Patience) {
-        if state.unsent() == 0 || !state.may_take_turn() {
-            // The holder of the turn sees it when he is done.
-            state.wanted = state.unsent() > 0;
-            return;
-        }
-        if is_coroutine() {
-            state.urgent = true;
-            drop(state);
-            self.work.notify_one();
-        } else {
-            self.write_out(state, patience, self.write_limit);
-        }
-    }
-
-    /// Writes with the turn, which must be free, until nothing is left that is due or nothing more can be written. What
-    /// others append meanwhile, and nobody waits for, is gathered on. If the peer takes little at a time, it ends after
-    /// `limit`.
-    pub(super) fn write_out<'a>(
-        &'a self,
-        mut state: MutexGuard<'a, State>,
-        patience: Patience,
-        limit: Duration,
-    ) {
-        let mut stint = Stint::of(limit);
-        for round in 0..ROUNDS {
-            if state.unsent() == 0 || !state.may_take_turn() || (round > 0 && !state.is_due(self.flush_at)) {
-                break;
-            }
-            let mut batch = std::mem::take(&mut state.unfinished);
-            let is_new = batch.len() == 0;
-            if is_new {
-                let empty = std::mem::take(&mut state.spare);
-                batch = Unfinished { bytes: std::mem::replace(&mut state.buffer, empty), sent: 0 };
-                state.wanted = false;
-            }
-            state.turn = Some(batch.len());
-            drop(state);
-            if is_new {
-                self.taps.show(Direction::Outgoing, &batch.bytes, self.max_frame);
-            }
-            let (sent, result) = self.send(&mut [IoSlice::new(batch.rest())], patience, &mut stint);
-            batch.sent += sent;
-            state = lock(&self.state);
-            state.turn = None;
-            let blocked = self.note(&mut state, sent, result);
-            if batch.len() == 0 {
-                state.recycle(batch.bytes);
-            } else {
-                state.unfinished = batch;
-            }
-            if blocked {
-                break;
-            }
-        }
-        self.end_turn(state);
-    }
-
-    /// Sends all of `parts`, or what can be sent; first what the transport still has.
-    fn send(
-        &self,
-        parts: &mut [IoSlice<'_>],
-        patience: Patience,
-        stint: &mut Stint,
-    ) -> (usize, io::Result<()>) {
-        let total: usize = parts.iter().map(|part| part.len()).sum();
-        let mut rest = parts;
-        // There may be nothing but what the transport has.
-        IoSlice::advance_slices(&mut rest, 0);
-        let mut sent = 0;
-        while sent < total || self.transport.backlog() > 0 {
-            match self.transport.write(rest, patience) {
-                Ok(0) if sent < total => return (sent, Err(io::ErrorKind::WriteZero.into())),
-                Ok(written) => {
-                    sent += written;
-                    IoSlice::advance_slices(&mut rest, written);
-                    if sent < total && stint.is_over() {
-                        return (sent, Err(io::ErrorKind::WouldBlock.into()));
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return (sent, Err(error)),
-            }
-        }
-        (sent, Ok(()))
-    }
-
-    /// Notes the outcome of a write; true when no more can be written now.
-    fn note(&self, state: &mut State, sent: usize, result: io::Result<()>) -> bool {
-        let backlog = self.transport.backlog();
-        if sent > 0 || backlog < state.backlog {
-            state.last_write = Instant::now();
-            state.stalled_since = None;
-        }
-        state.backlog = backlog;
-        match result {
-            Ok(()) => false,
-            Err(error) => {
-                if is_timeout(&error) {
-                    state.stalled_since.get_or_insert_with(Instant::now);
-                } else {
-                    state.failure.get_or_insert(Error::io("writing", error));
-                }
-                true
-            }
-        }
-    }
-
-    /// The reader's: reading has made the transport want to write something, which the writer thread does.
-    pub(crate) fn write_backlog(&self) {
-        let mut state = lock(&self.state);
-        // The holder of the turn sees it when he is done.
-        if state.turn.is_none() {
-            state.backlog = self.transport.backlog();
-            state.urgent = true;
-            self.work.notify_one();
-        }
-    }
-
-    /// Gives the turn up: wakes those who wait for it, and the writer thread if something is left to do.
-    fn end_turn(&self, mut state: MutexGuard<'_, State>) {
-        let ending = !matches!(state.phase, Phase::Open | Phase::Closing);
-        let left = state.failure.is_some() || ending || (state.unsent() > 0 && state.is_due(self.flush_at));
-        state.urgent |= left;
-        // What is fresh is written after a while.
-        let fresh = !left && state.unsent() > 0 && std::mem::replace(&mut state.writer_asleep, false);
-        let waiting = if state.occupied() < self.limit || state.failure.is_some() {
-            std::mem::take(&mut state.waiting)
-        } else {
-            Vec::new()
-        };
-        let ends = state.phase != Phase::Open;
-        drop(state);
-        if left || fresh {
-            self.work.notify_one();
-        }
-        if ends {
-            self.turn_ended.notify_all();
-        }
-        wake_all(waiting);
+    /// A stream goes on, and the writer thread looks after it.
+    #[cfg(test)]
+    pub(crate) fn is_gathering(&self) -> bool {
+        lock(&self.state).gathered_until().is_some()
     }
 
     /// Appends a channel's close and shuts its gate behind it. [`Push::Later`] while a content is being
