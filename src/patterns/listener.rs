@@ -75,7 +75,7 @@ impl Listener {
     /// Like [`wait`](Listener::wait), for at most `timeout`; `None` when it is still at work.
     #[must_use = "says whether and why the listener ended"]
     pub fn wait_timeout(&self, timeout: Duration) -> Option<Result<()>> {
-        self.wait_before(Some(Instant::now().checked_add(timeout)?))
+        self.wait_before(Instant::now().checked_add(timeout))
     }
 
     /// The listener has ended. **Does not wait.**

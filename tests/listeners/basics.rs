@@ -24,6 +24,32 @@ use crate::common::{
 /// Far more than anything here takes.
 const LONG: Duration = Duration::from_secs(60);
 
+/// A limit that lies beyond what a clock can count is none, and not one that has passed.
+#[test]
+fn a_wait_may_have_any_limit() {
+    on_each_broker(|broker| {
+        let (_connection, channel) = broker.channel();
+        channel.queue_declare("q")?;
+        let (begin, begun) = mpsc::channel();
+        let (finish, finishing) = mpsc::channel::<()>();
+        let listener = channel.basic_consume("q")?.listen(move |_: &Delivery| {
+            begin.send(())?;
+            let _ = finishing.recv();
+            Ok(())
+        })?;
+        channel.basic_publish("", "q", "x")?;
+        begun.recv_timeout(LONG).unwrap();
+        listener.stop();
+        let ended = thread::scope(|scope| {
+            let waiting = scope.spawn(|| listener.wait_timeout(Duration::MAX));
+            drop(finish);
+            waiting.join().unwrap()
+        });
+        assert!(matches!(ended, Some(Ok(()))), "{ended:?}");
+        Ok(())
+    });
+}
+
 struct Counter {
     count: usize,
     seen: mpsc::Sender<String>,
