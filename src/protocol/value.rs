@@ -96,8 +96,9 @@ impl FieldValue {
         if let FieldValue::Table(table) = self { Some(table) } else { None }
     }
 
-    fn read(reader: &mut Reader<'_>, depth: usize) -> Result<FieldValue, Malformed> {
-        Ok(match reader.u8()? {
+    /// One that holds no others.
+    fn read_plain(letter: u8, reader: &mut Reader<'_>) -> Result<FieldValue, Malformed> {
+        Ok(match letter {
             b't' => FieldValue::Bool(reader.u8()? != 0),
             b'b' => FieldValue::I8(i8::from_be_bytes(reader.array()?)),
             b'B' => FieldValue::U8(reader.u8()?),
@@ -113,16 +114,6 @@ impl FieldValue {
             b'x' => FieldValue::Bytes(reader.long_string()?.to_vec()),
             b'T' => FieldValue::Timestamp(reader.u64()?),
             b'V' => FieldValue::Void,
-            b'F' => FieldValue::Table(FieldTable::read(reader.long_string()?, deeper(depth)?)?),
-            b'A' => {
-                let mut items = Reader::new(reader.long_string()?);
-                let depth = deeper(depth)?;
-                let mut array = Vec::new();
-                while !items.is_empty() {
-                    array.push(FieldValue::read(&mut items, depth)?);
-                }
-                FieldValue::Array(array)
-            }
             _ => return Err(Malformed::Because("a field value of unknown type")),
         })
     }
@@ -174,6 +165,60 @@ impl FieldValue {
 
 fn deeper(depth: usize) -> Result<usize, Malformed> {
     if depth < MAX_DEPTH { Ok(depth + 1) } else { Err(Malformed::Because("tables nest more than 32 deep")) }
+}
+
+/// A table or an array of which not all has been read.
+struct Unread<'a> {
+    rest: Reader<'a>,
+    held: Held,
+}
+
+enum Held {
+    /// The entries, and the name of the next one.
+    Table(Vec<(String, FieldValue)>, String),
+    Array(Vec<FieldValue>),
+}
+
+impl<'a> Unread<'a> {
+    fn table(bytes: &'a [u8]) -> Unread<'a> {
+        Unread { rest: Reader::new(bytes), held: Held::Table(Vec::new(), String::new()) }
+    }
+
+    fn array(bytes: &'a [u8]) -> Unread<'a> {
+        Unread { rest: Reader::new(bytes), held: Held::Array(Vec::new()) }
+    }
+
+    /// The next value's type, once its name was read if it has one; `None` at the end.
+    fn next_letter(&mut self) -> Result<Option<u8>, Malformed> {
+        if self.rest.is_empty() {
+            return Ok(None);
+        }
+        if let Held::Table(_, next) = &mut self.held {
+            let name = std::str::from_utf8(self.rest.short_string()?)
+                .map_err(|_| Malformed::Because("a field name that is not UTF-8"))?;
+            name.clone_into(next);
+        }
+        self.rest.u8().map(Some)
+    }
+
+    fn push(&mut self, value: FieldValue) {
+        match &mut self.held {
+            Held::Table(entries, name) => entries.push((std::mem::take(name), value)),
+            Held::Array(values) => values.push(value),
+        }
+    }
+
+    fn into_value(self) -> FieldValue {
+        match self.held {
+            Held::Table(entries, _) => FieldValue::Table(FieldTable(entries)),
+            Held::Array(values) => FieldValue::Array(values),
+        }
+    }
+
+    /// The outermost is one.
+    fn into_table(self) -> FieldTable {
+        if let Held::Table(entries, _) = self.held { FieldTable(entries) } else { FieldTable::new() }
+    }
 }
 
 /// Writes a 32-bit length and what `content` writes. A length beyond 32 bits cannot come to the wire: a
@@ -258,9 +303,30 @@ impl FieldTable {
         self.0.is_empty()
     }
 
-    /// Decodes a table from its bytes without the leading length.
+    /// Decodes a table from its bytes without the leading length. Not by recursion: whoever looks at a message may have
+    /// a small stack, and how deep it is is the sender's choice.
     pub(crate) fn decode(bytes: &[u8]) -> Result<FieldTable, Malformed> {
-        FieldTable::read(bytes, 0)
+        let mut current = Unread::table(bytes);
+        let mut around = Vec::new();
+        loop {
+            match current.next_letter()? {
+                Some(letter @ (b'F' | b'A')) => {
+                    let bytes = current.rest.long_string()?;
+                    deeper(around.len())?;
+                    let inner = if letter == b'A' { Unread::array(bytes) } else { Unread::table(bytes) };
+                    around.push(std::mem::replace(&mut current, inner));
+                }
+                Some(letter) => {
+                    let value = FieldValue::read_plain(letter, &mut current.rest)?;
+                    current.push(value);
+                }
+                None => {
+                    let Some(outer) = around.pop() else { return Ok(current.into_table()) };
+                    let inner = std::mem::replace(&mut current, outer);
+                    current.push(inner.into_value());
+                }
+            }
+        }
     }
 
     /// The table's bytes without the leading length.
@@ -282,17 +348,6 @@ impl FieldTable {
     #[cfg(any(test, fuzzing))]
     pub(crate) fn capacity(&self) -> usize {
         self.0.capacity()
-    }
-
-    fn read(bytes: &[u8], depth: usize) -> Result<FieldTable, Malformed> {
-        let mut reader = Reader::new(bytes);
-        let mut entries = Vec::new();
-        while !reader.is_empty() {
-            let name = std::str::from_utf8(reader.short_string()?)
-                .map_err(|_| Malformed::Because("a field name that is not UTF-8"))?;
-            entries.push((name.to_owned(), FieldValue::read(&mut reader, depth)?));
-        }
-        Ok(FieldTable(entries))
     }
 
     fn write(&self, out: &mut Vec<u8>, depth: usize) -> Result<()> {

@@ -125,3 +125,45 @@ fn a_coroutine_does_what_a_thread_does() {
     result.unwrap();
     peer.finish();
 }
+
+/// Properties whose headers nest so deep: tables, or lists, in each other.
+fn nested_headers(levels: usize, letter: u8) -> Vec<u8> {
+    let mut inner = Vec::new();
+    for level in 0..levels {
+        let is_list = letter == b'A' && level + 1 < levels;
+        let mut outer = if is_list { Vec::new() } else { b"\x01n".to_vec() };
+        outer.push(letter);
+        outer.extend((inner.len() as u32).to_be_bytes());
+        outer.extend(&inner);
+        inner = outer;
+    }
+    let mut properties = vec![0x20, 0x00];
+    properties.extend((inner.len() as u32).to_be_bytes());
+    properties.extend(inner);
+    properties
+}
+
+/// Rows 90, 105: who looks at headers as deep as a peer may send them needs no more either.
+#[test]
+fn the_deepest_headers_do_with_half_of_a_stack() {
+    for letter in *b"FA" {
+        let peer = Peer::run(move |peer| {
+            set_stage(peer);
+            let properties = nested_headers(32, letter);
+            let arguments = args!["tag", DELIVERIES_AND_ONE, 0, "x", "k"];
+            peer.raw(&content(1, DELIVER, arguments, &properties, b"body", 10));
+            while let Some(frame) = peer.next_frame_or_end() {
+                usual_answer(&frame).into_iter().for_each(|answer| peer.raw(&answer));
+            }
+        });
+        let (waiting, _client_waits) = mpsc::channel();
+        let mut stage = stage(crate::config_of(&peer, crate::LONG), waiting);
+        let delivery = stage.consumer.as_mut().unwrap().next().unwrap().unwrap();
+        run_in_half("reading headers", move || {
+            assert_eq!(delivery.headers().unwrap().len(), 1);
+            assert!(delivery.properties().unwrap().headers.is_some());
+        });
+        drop(stage);
+        peer.finish();
+    }
+}
