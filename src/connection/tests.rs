@@ -22,6 +22,7 @@ use crate::{
         Patience, Transport,
         fault::{Faults, Faulty},
         pipe::{Pipe, pipe},
+        tap::Tapped,
     },
 };
 
@@ -85,9 +86,9 @@ fn open(faults: Faults) -> (Result<Connection>, JoinHandle<Vec<&'static str>>) {
 fn open_with(faults: Faults, config: Config) -> (Result<Connection>, JoinHandle<Vec<&'static str>>) {
     let (ours, theirs) = pipe(64 * 1024);
     let broker = broker(theirs);
-    let transport: Arc<dyn Transport> = Arc::new(Faulty::new(ours, faults));
     let config = config.handshake_timeout(Duration::from_secs(5));
     let (deadline, taps) = (Instant::now() + config.handshake_timeout, Taps::new(&config));
+    let transport: Arc<dyn Transport> = Arc::new(Tapped::new(Faulty::new(ours, faults), taps.filter.clone()));
     let connection = shake_hands(&*transport, &config, deadline, &taps).and_then(|(negotiated, received)| {
         let transport = transport.clone();
         Connection::start(&config, Connected { transport, negotiated, received, taps: taps.clone() })
@@ -204,18 +205,21 @@ fn a_peer_that_takes_little_at_a_time_holds_up_no_end() {
     assert_eq!(connection.close().unwrap_err().reply_code(), Some(ReplyCode::ConnectionForced));
 }
 
-/// Rows 50, 53: nor does it keep a caller longer than its limit, whoever has appended what is written.
+/// Rows 50, 53: nor does it keep a caller longer than its limit, whoever has appended what is written, and whether or not
+/// a filter (or TLS, which does the same) has taken it first.
 #[test]
 fn a_peer_that_takes_little_at_a_time_holds_up_no_caller() {
     let config = Config::new().publish_timeout(Duration::from_millis(50));
-    let (connection, broker) = dribbling(config);
-    let connection = connection.unwrap();
-    let channel = connection.channel().unwrap();
-    // Small and large ones; they would all be written otherwise, half a minute later.
-    channel.basic_publish("", "q", &[7; 30_000]).unwrap();
-    assert!(connection.shared().outgoing.has_unsent());
-    let large = channel.basic_publish("", "q", &[7; 60_000]);
-    assert!(matches!(large, Err(Error::Timeout(_))), "{large:?}");
-    connection.shutdown(Duration::ZERO).unwrap_err();
-    broker.join().unwrap();
+    for config in [config.clone(), config.byte_filter(|_, _| {})] {
+        let (connection, broker) = dribbling(config);
+        let connection = connection.unwrap();
+        let channel = connection.channel().unwrap();
+        // Small and large ones; they would all be written otherwise, half a minute later.
+        channel.basic_publish("", "q", &[7; 30_000]).unwrap();
+        assert!(connection.shared().outgoing.has_unsent());
+        let large = channel.basic_publish("", "q", &[7; 60_000]);
+        assert!(matches!(large, Err(Error::Timeout(_))), "{large:?}");
+        connection.shutdown(Duration::ZERO).unwrap_err();
+        broker.join().unwrap();
+    }
 }

@@ -6,6 +6,7 @@
 #[cfg(test)]
 pub(crate) mod fault;
 pub(crate) mod pipe;
+pub(crate) mod stint;
 pub(crate) mod stream;
 pub(crate) mod tap;
 pub(crate) mod tcp;
@@ -17,6 +18,8 @@ use std::{
     io::{self, IoSlice},
     time::Duration,
 };
+
+use stint::Stint;
 
 /// How long [`Transport::write`] waits at most when it may wait: short enough for whoever writes to look at
 /// his deadline often, long enough to cost nothing.
@@ -57,6 +60,33 @@ pub(crate) trait Transport: Debug + Send + Sync {
 
     /// Ends both directions. Whoever reads or writes at that moment returns soon.
     fn shutdown(&self);
+}
+
+/// Writes the rest of `bytes` as long as that goes forward; if it waits in between, for a [`WRITE_QUANTUM`] or little more: a
+/// peer that takes next to nothing at a time must not keep a writer who has a limit of his own.
+///
+/// # Errors
+/// Those of [`Transport::write`]; `WouldBlock` also when only a part was taken in this time.
+fn write_on(
+    transport: &impl Transport,
+    bytes: &[u8],
+    written: &mut usize,
+    patience: Patience,
+) -> io::Result<()> {
+    let mut stint = Stint::of(WRITE_QUANTUM);
+    while let rest @ [_, ..] = bytes.get(*written..).unwrap_or_default() {
+        match transport.write(&[IoSlice::new(rest)], patience) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(more) if more < rest.len() && patience == Patience::Quantum && stint.is_over() => {
+                *written += more;
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Ok(more) => *written += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// The error only says that the time was over or that there was nothing to do yet.

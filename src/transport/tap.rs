@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Patience, Transport};
+use super::{Patience, Transport, write_on};
 use crate::{
     error::panic_message,
     sync::{lock, without_waiting},
@@ -241,15 +241,7 @@ impl<T: Transport> Tapped<T> {
 
     /// Writes what is left, as long as that goes forward.
     fn send(&self, leaving: &mut Leaving, patience: Patience) -> io::Result<()> {
-        while let rest @ [_, ..] = leaving.rest() {
-            match self.inner.write(&[IoSlice::new(rest)], patience) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => leaving.written += written,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+        write_on(&self.inner, &leaving.bytes, &mut leaving.written, patience)
     }
 
     #[cold]

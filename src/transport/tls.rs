@@ -22,7 +22,7 @@ use std::{
 
 use native_tls::{HandshakeError, MidHandshakeTlsStream, TlsConnector, TlsStream};
 
-use super::{Patience, Transport, is_timeout};
+use super::{Patience, Transport, is_timeout, write_on};
 use crate::{
     error::{Error, Result, TlsFailure, TlsProblem},
     sync::lock,
@@ -307,19 +307,10 @@ fn send(
     leaving: &mut Leaving,
     patience: Patience,
 ) -> io::Result<()> {
-    while leaving.written < leaving.bytes.len() {
-        let rest = leaving.bytes.get(leaving.written..).unwrap_or_default();
-        match inner.write(&[IoSlice::new(rest)], patience) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => {
-                leaving.written += written;
-                memory.0.unsent.fetch_sub(written, Ordering::SeqCst);
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
+    let before = leaving.written;
+    let sent = write_on(inner, &leaving.bytes, &mut leaving.written, patience);
+    memory.0.unsent.fetch_sub(leaving.written - before, Ordering::SeqCst);
+    sent
 }
 
 impl<T: Transport> Transport for Tls<T> {

@@ -5,7 +5,6 @@ use std::{io::IoSlice, time::Instant};
 use super::{
     Outgoing, Phase, Push, Unfinished,
     gate::{BUSY, Gate, OWES_FLOW_OK, SHUT, STOPPED},
-    turn::Stint,
 };
 use crate::{
     error::{Error, Result},
@@ -14,7 +13,7 @@ use crate::{
         frame::{self, FrameKind},
     },
     sync::{is_coroutine, lock, wake_all},
-    transport::{Patience, tap::Direction},
+    transport::{Patience, stint::Stint, tap::Direction},
 };
 
 /// Method and header of most contents.

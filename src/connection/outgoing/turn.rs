@@ -11,7 +11,7 @@ use super::{Outgoing, Phase, State, Unfinished};
 use crate::{
     error::Error,
     sync::{is_coroutine, lock, waits_never, wake_all},
-    transport::{Patience, is_timeout, tap::Direction},
+    transport::{Patience, is_timeout, stint::Stint, tap::Direction},
 };
 
 /// A caller that waits after it has gathered this much is likely to go on with more of it.
@@ -23,24 +23,6 @@ const ROUNDS: usize = 4;
 
 /// How long the end of the connection waits for somebody who is writing: longer than a write that makes no progress.
 const TURN_PATIENCE: Duration = Duration::from_millis(500);
-
-/// How long somebody goes on writing to a peer that takes little at a time; what is left is the writer thread's.
-pub(super) struct Stint {
-    limit: Duration,
-    /// Known once a write was not taken at once.
-    end: Option<Instant>,
-}
-
-impl Stint {
-    pub(super) fn of(limit: Duration) -> Stint {
-        Stint { limit, end: None }
-    }
-
-    pub(super) fn is_over(&mut self) -> bool {
-        let now = Instant::now();
-        now >= *self.end.get_or_insert(now + self.limit)
-    }
-}
 
 impl Outgoing {
     /// For a caller that is about to wait: writes what was gathered. The stream, if there was one, pauses, unless it was
