@@ -21,6 +21,8 @@ mod message;
 mod no_wait;
 mod publish;
 mod queue;
+#[cfg(test)]
+mod races;
 mod ranges;
 mod returns;
 mod select;
@@ -414,16 +416,22 @@ impl Core {
         let deadline = Instant::now().checked_add(timeout);
         let outgoing = &self.connection.outgoing;
         let _awaiting = self.connection.incoming.awaiting()?;
-        let mut waiter = None;
+        let (mut waiter, mut urgency) = (None, Urgency::Caller);
         loop {
-            let pushed = outgoing.shut(&self.gate, Urgency::Caller, waiter.clone(), &closing_method());
+            let state = self.lock();
+            // The peer may have closed it meanwhile, and somebody opened it again: that one is not to be closed.
+            if !state.closer.as_ref().is_some_and(|closer| Arc::ptr_eq(closer, answer)) {
+                break;
+            }
+            let pushed = outgoing.shut(&self.gate, urgency, waiter.clone(), &closing_method());
+            if urgency == Urgency::Writer {
+                break outgoing.shut_silently(&self.gate);
+            }
+            drop(state);
             match pushed {
                 Ok(Push::Later) if outgoing.pause(&mut waiter, deadline)? => {}
-                Ok(Push::Later) => {
-                    // Nobody comes back for it. So it may go beyond the limit, unless a message is being sent in pieces.
-                    let _ = outgoing.shut(&self.gate, Urgency::Writer, None, &closing_method());
-                    break outgoing.shut_silently(&self.gate);
-                }
+                // Nobody comes back for it. So it may go beyond the limit, unless a message is being sent in pieces.
+                Ok(Push::Later) => (waiter, urgency) = (None, Urgency::Writer),
                 _ => break,
             }
         }
