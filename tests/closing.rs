@@ -14,7 +14,7 @@ use common::{
     limits::{PROMPT, given_time},
     peer::*,
 };
-use leveret::{Connection, Consume, Error, Get, Publish, ReplyCode, Result, Scope};
+use leveret::{BorrowedDelivery, Connection, Consume, Error, Get, Publish, ReplyCode, Result, Scope};
 
 /// A limit that is meant to pass.
 const SHORT: Duration = Duration::from_millis(50);
@@ -609,4 +609,53 @@ fn a_close_without_room_is_sent_later() {
     // How long what is still in the buffers takes is not what this is about.
     let _ = connection.close();
     peer.abandon();
+}
+
+/// Rows 65, 73: the same for what is dropped: consumers are cancelled, what they had not returned goes back, and a
+/// transaction is rolled back before anything that follows on its channel.
+#[test]
+fn what_is_dropped_without_room_is_seen_through_later() {
+    let (dropped, are_dropped) = mpsc::channel::<()>();
+    let peer = Peer::run(move |peer| {
+        peer.handshake();
+        for channel in 1..=4 {
+            peer.open_channel(channel);
+        }
+        let queued = peer.start_consumer(2);
+        peer.deliver(2, &queued, 1, b"first");
+        peer.deliver(2, &queued, 2, b"second");
+        let inline = peer.start_consumer(3);
+        peer.expect(4, TX_SELECT);
+        peer.send(4, TX_SELECT_OK, &[]);
+        are_dropped.recv().unwrap();
+        assert_eq!(peer.until(2, CANCEL).text(0), queued);
+        assert_eq!(peer.until(2, NACK).number(0), 2);
+        assert_eq!(peer.until(3, CANCEL).text(0), inline);
+        let next = loop {
+            let frame = peer.next_frame();
+            if frame.channel == 4 && frame.method().is_some() {
+                break frame.method();
+            }
+        };
+        assert_eq!(next, Some(TX_ROLLBACK));
+        // What crosses the cancel goes back as well.
+        peer.deliver(3, &inline, 1, b"late");
+        assert_eq!(peer.until(3, NACK).number(0), 1);
+    });
+    let config = peer.config().outgoing_buffer(4096).publish_timeout(SHORT).drop_timeout(SHORT);
+    let connection = Connection::open(config).unwrap();
+    let [filled, queued, inline, transacted] = [(); 4].map(|()| connection.channel().unwrap());
+    let mut consumer = queued.basic_consume("q").unwrap();
+    assert_eq!(consumer.next().unwrap().unwrap().body(), b"first");
+    let handler = |_: &BorrowedDelivery<'_>| Ok(());
+    let inline_consumer = inline.basic_consume_inline("q", handler).unwrap();
+    let transaction = transacted.transaction().unwrap();
+
+    while filled.basic_publish("", "q", &[7; 20_000]).is_ok() {}
+    drop(consumer);
+    drop(inline_consumer);
+    drop(transaction);
+    let _ = transacted.basic_publish("", "q", "another story");
+    dropped.send(()).unwrap();
+    peer.finish();
 }

@@ -205,6 +205,8 @@ impl Core {
         settlement: Settlement,
     ) -> Result<()> {
         let outgoing = &self.connection.outgoing;
+        // Who cannot wait does not come back either, so it may go beyond the limit.
+        let urgency = if limit.is_zero() { Urgency::Writer } else { Urgency::Stream };
         let mut deadline = None;
         let mut waiter = None;
         let mut awaiting = None;
@@ -223,11 +225,10 @@ impl Core {
                 return settled("no such delivery is outstanding on its channel");
             }
             let waiting = waiter.clone();
-            let pushed =
-                outgoing.push(&self.gate, Kind::Method, Urgency::Stream, waiting, |out, channel| {
-                    settlement.write(out, channel, tag);
-                    Ok(())
-                })?;
+            let pushed = outgoing.push(&self.gate, Kind::Method, urgency, waiting, |out, channel| {
+                settlement.write(out, channel, tag);
+                Ok(())
+            })?;
             match pushed {
                 Push::Accepted { flush } => {
                     if all {

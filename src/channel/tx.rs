@@ -1,9 +1,15 @@
 //! Transactions: publishes and acknowledgements that take effect together.
 
-use super::Channel;
+use std::time::Duration;
+
+use super::{Channel, Core, call::Coming};
 use crate::{
+    connection::outgoing::Urgency,
     error::{Error, Result, Scope},
-    protocol::spec::{Method, TxCommit, TxRollback, TxSelect},
+    protocol::{
+        frame::write_method,
+        spec::{Method, MethodBody, TxCommit, TxRollback, TxSelect},
+    },
 };
 
 impl Channel {
@@ -126,14 +132,34 @@ impl Drop for Transaction {
             // It was sent.
             Ok(Ok(_) | Err(Error::Cancelled)) => {}
             Ok(Err(error)) => log_failed_rollback(&error),
-            // It was not, for want of room or because the answer must not be waited for here.
-            Err(Error::Cancelled | Error::WouldDeadlock) => core.connection.errands.leave(move || {
-                if let Err(error) = rollback(&channel) {
-                    log_failed_rollback(&error);
+            // It was not, for want of room or because the answer must not be waited for here. But nothing that follows on
+            // the channel may become a part of this transaction, so it goes beyond the limit.
+            Err(why) => match core.begin_rollback() {
+                Ok(_) if matches!(why, Error::Cancelled | Error::WouldDeadlock) => {}
+                Ok(_) => log_failed_rollback(&why),
+                // In the middle of a large message.
+                Err(Error::Timeout(_) | Error::Blocked { .. }) => {
+                    let channel = channel.within(core.connection.limits.call_timeout);
+                    let rest = Transaction { channel: Some(channel), epoch: self.epoch };
+                    core.connection.errands.leave(move || {
+                        if let Err(error) = rest.rollback() {
+                            log_failed_rollback(&error);
+                        }
+                    });
                 }
-            }),
-            Err(error) => log_failed_rollback(&error),
+                Err(error) => log_failed_rollback(&error),
+            },
         }
+    }
+}
+
+impl Core {
+    /// Sends it although there is no room. **Does not wait.**
+    fn begin_rollback(&self) -> Result<Coming> {
+        let expects = TxRollback::REPLIES.into();
+        self.begin(Duration::ZERO, TxRollback::NAME, expects, Urgency::Writer, &mut |out, channel| {
+            write_method(out, channel, self.connection.outgoing.max_frame(), &TxRollback {})
+        })
     }
 }
 

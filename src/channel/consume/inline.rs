@@ -4,7 +4,10 @@ use std::{
     borrow::Cow,
     fmt,
     panic::{self, AssertUnwindSafe},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -268,6 +271,7 @@ impl Channel {
                 tag: tag.into(),
                 no_ack: consume.no_ack,
                 handler: Mutex::new(Slot::Here(handler)),
+                cancel_sent: AtomicBool::new(false),
                 ended: Latch::default(),
             });
             self.core().add_consumer(Sink::Inline(inline.clone()))?;
@@ -338,6 +342,10 @@ impl Drop for InlineConsumer {
                     return Some(inline);
                 }
                 log::debug!(target: "leveret::channel", "cancelling {} on drop: {error}", inline.tag);
+                // Nobody comes back for it. So it may go beyond the limit.
+                if !inline.cancel_sent.load(Ordering::SeqCst) {
+                    let _ = inline.begin_cancel(Duration::ZERO, Urgency::Writer);
+                }
             }
             // Also without an answer, the handler is not called any more.
             inline.end(End::Cancelled);
@@ -397,6 +405,8 @@ pub(in crate::channel) struct Inline {
     pub(super) no_ack: bool,
     /// Taken out by the reader while it runs, so that no lock is held meanwhile.
     handler: Mutex<Slot>,
+    /// The broker was asked to send no more.
+    cancel_sent: AtomicBool,
     ended: Latch<Result<()>>,
 }
 
@@ -467,8 +477,8 @@ impl Inline {
 
     /// What no handler has dealt with goes back, unless it is settled.
     fn give_back(&self, epoch: u32, deliveries: &[Arrived]) {
-        if !self.no_ack {
-            self.core.give_back(epoch, deliveries.iter().map(|arrived| arrived.delivery_tag));
+        if !self.no_ack && !deliveries.is_empty() {
+            self.core.give_back_late(&self.tag, &self.cancel_sent, epoch, deliveries);
         }
     }
 
@@ -502,7 +512,7 @@ impl Inline {
     }
 
     pub(super) fn begin_cancel(&self, limit: Duration, urgency: Urgency) -> Result<Coming> {
-        self.core.begin_cancel(&self.tag, limit, urgency)
+        self.core.begin_cancel(&self.tag, &self.cancel_sent, limit, urgency)
     }
 }
 

@@ -43,6 +43,15 @@ impl Leaving {
             }
             log::debug!(target: "leveret::channel", "cancelling {} on drop: {error}", self.queue.tag);
         }
+        // Nobody comes back for it. So it may go beyond the limit; and what is not cancelled is given nothing back, which
+        // would come again and again.
+        if !self.queue.was_cancel_sent()
+            && core.has_consumer(&Sink::Queue(self.queue.clone()))
+            && self.queue.begin_cancel(Duration::ZERO, Urgency::Writer).is_err()
+        {
+            self.queue.end(End::Cancelled);
+            return Ok(());
+        }
         self.queue.end(End::Cancelled);
         let mut queued = VecDeque::new();
         self.queue.take(&mut queued, None);
@@ -54,7 +63,7 @@ impl Leaving {
                 match core.settle_within(left, arrived.delivery_tag, Some(queued.pack.epoch), back) {
                     Ok(()) | Err(Error::Settled { .. }) => {}
                     Err(Error::Cancelled | Error::WouldDeadlock) => return Err(GivenUp::Cancelled),
-                    // The channel is closed, and with it they have gone back already.
+                    // The channel is closed, and with it they have gone back already; or it takes nothing at all.
                     Err(_) => return Ok(()),
                 }
             }

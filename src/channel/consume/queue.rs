@@ -101,7 +101,11 @@ impl Recipient for DeliveryQueue {
         let mut state = lock(&self.state);
         if state.ended {
             drop(state);
-            return self.give_back(&queued.pack);
+            if !self.no_ack {
+                let deliveries = &queued.pack.batch.deliveries;
+                self.core.give_back_late(&self.tag, &self.cancel_sent, epoch, deliveries);
+            }
+            return;
         }
         state.queued.push_back(queued);
         woken.extend(state.waiting.take());
@@ -193,20 +197,6 @@ impl DeliveryQueue {
         lock(&self.state).ended
     }
 
-    /// The reader's: what still comes goes back, once the broker was asked to send no more: else it would come again.
-    fn give_back(&self, pack: &Pack) {
-        if self.no_ack || self.core.lock().epoch != pack.epoch {
-            return;
-        }
-        if !self.cancel_sent.load(Ordering::SeqCst)
-            && let Err(error) = self.begin_cancel(Duration::ZERO, Urgency::Writer)
-        {
-            return log::debug!(target: "leveret::channel", "cannot cancel {}: {error}", self.tag);
-        }
-        let tags = pack.batch.deliveries.iter().map(|arrived| arrived.delivery_tag);
-        self.core.give_back(pack.epoch, tags);
-    }
-
     pub(super) fn cancel(&self, timeout: Duration) -> Result<()> {
         let deadline = Instant::now().checked_add(timeout);
         let _awaiting = self.core.connection.incoming.awaiting()?;
@@ -215,8 +205,10 @@ impl DeliveryQueue {
     }
 
     pub(super) fn begin_cancel(&self, timeout: Duration, urgency: Urgency) -> Result<Coming> {
-        let begun = self.core.begin_cancel(&self.tag, timeout, urgency);
-        self.cancel_sent.fetch_or(begun.is_ok(), Ordering::SeqCst);
-        begun
+        self.core.begin_cancel(&self.tag, &self.cancel_sent, timeout, urgency)
+    }
+
+    pub(super) fn was_cancel_sent(&self) -> bool {
+        self.cancel_sent.load(Ordering::SeqCst)
     }
 }

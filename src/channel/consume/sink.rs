@@ -3,7 +3,10 @@
 use std::{
     borrow::Borrow,
     hash::{Hash, Hasher},
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -145,14 +148,36 @@ impl Core {
         Ok(())
     }
 
-    /// Asks the broker to send a consumer nothing more.
-    pub(super) fn begin_cancel(&self, tag: &str, limit: Duration, urgency: Urgency) -> Result<Coming> {
+    /// Asks the broker to send a consumer nothing more, and notes that in `sent`.
+    pub(super) fn begin_cancel(
+        &self,
+        tag: &str,
+        sent: &AtomicBool,
+        limit: Duration,
+        urgency: Urgency,
+    ) -> Result<Coming> {
         let consumer_tag = ShortStr::new("the consumer tag", tag)?;
         let expects = Expected::about(BasicCancel::REPLIES, tag);
-        self.begin(limit, BasicCancel::NAME, expects, urgency, &mut |out, channel| {
+        let begun = self.begin(limit, BasicCancel::NAME, expects, urgency, &mut |out, channel| {
             let cancel = BasicCancel { consumer_tag, no_wait: false };
             write_method(out, channel, self.connection.outgoing.max_frame(), &cancel)
-        })
+        });
+        sent.fetch_or(begun.is_ok(), Ordering::SeqCst);
+        begun
+    }
+
+    /// The reader's: what still comes for a consumer that is gone goes back, once the broker was asked to send no more: else
+    /// it would come again and again.
+    pub(super) fn give_back_late(&self, tag: &str, sent: &AtomicBool, epoch: u32, deliveries: &[Arrived]) {
+        if self.lock().epoch != epoch {
+            return;
+        }
+        if !sent.load(Ordering::SeqCst)
+            && let Err(error) = self.begin_cancel(tag, sent, Duration::ZERO, Urgency::Writer)
+        {
+            return log::debug!(target: "leveret::channel", "cannot cancel {tag}: {error}");
+        }
+        self.give_back(epoch, deliveries.iter().map(|arrived| arrived.delivery_tag));
     }
 
     /// Waits for the answer to a cancel that was sent.
@@ -219,10 +244,11 @@ impl Core {
     pub(in crate::channel) fn abandon_consumer(&self, consumer_tag: &[u8]) {
         let sink = self.lock().consumers.get(consumer_tag).cloned();
         let Some(sink) = sink else { return };
-        match sink.begin_cancel() {
-            Ok(_) => sink.end(End::Cancelled),
-            Err(_) => self.consumer_ended(consumer_tag),
+        // Without room for it, the first delivery tries again.
+        if let Err(error) = sink.begin_cancel() {
+            log::debug!(target: "leveret::channel", "cannot cancel {}: {error}", sink.tag());
         }
+        sink.end(End::Cancelled);
     }
 
     /// The reader's: the broker has cancelled a consumer.
