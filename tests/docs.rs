@@ -172,3 +172,77 @@ fn links_are_found() {
     assert_eq!(as_item("sync-and-async.md#how"), "crate::guide::sync_and_async#how");
     assert_eq!(as_item("index.md"), "crate::guide");
 }
+
+/// The rows of the table of settings: the URI's key, and the default as the page has it.
+fn settings() -> Vec<(String, String)> {
+    let page = read("docs/connecting.md");
+    let section = page.split("\n## Every setting").nth(1).unwrap().split("\n## ").next().unwrap();
+    let rows = section.lines().filter(|line| line.starts_with("| `"));
+    let cells = rows.map(|row| row.split('|').map(str::trim).collect::<Vec<_>>());
+    cells
+        .filter(|cells| cells[2].starts_with('`'))
+        .map(|cells| (cells[2].split('`').nth(1).unwrap().to_owned(), cells[3].to_owned()))
+        .collect()
+}
+
+/// A default as a URI has it; `None` where it has nothing to say.
+fn in_a_uri(key: &str, default: &str) -> Option<String> {
+    let number = |text: &str| text.trim_matches('`').parse::<u64>().ok();
+    Some(match default.split_once(' ') {
+        _ if default == "none" => return None,
+        Some((seconds, "s")) if ["heartbeat", "keepalive"].contains(&key) => seconds.to_owned(),
+        Some((seconds, "s")) => (number(seconds)? * 1000).to_string(),
+        Some((size, "KiB")) => (number(size)? << 10).to_string(),
+        Some((size, "MiB")) => (number(size)? << 20).to_string(),
+        None if default == "yes" => "true".to_owned(),
+        None if default == "no" => "false".to_owned(),
+        None => number(default)?.to_string(),
+        _ => return None,
+    })
+}
+
+/// Section 12 of the behaviour: the page on connecting has every default as it is.
+#[test]
+fn the_page_has_the_defaults() {
+    let defaults: leveret::Config = "amqp://h".parse().unwrap();
+    let mut compared = 0;
+    for (key, default) in settings() {
+        let Some(value) = in_a_uri(&key, &default) else { continue };
+        let config: leveret::Config = format!("amqp://h?{key}={value}").parse().unwrap();
+        assert_eq!(config.to_uri(), defaults.to_uri(), "{key} is {default} on the page");
+        // Another value would be seen.
+        let other = match &*value {
+            "true" => "false".to_owned(),
+            "false" => "true".to_owned(),
+            number => (number.parse::<u64>().unwrap() - 1).to_string(),
+        };
+        let config: leveret::Config = format!("amqp://h?{key}={other}").parse().unwrap();
+        assert_ne!(config.to_uri(), defaults.to_uri(), "{key}");
+        compared += 1;
+    }
+    assert!(compared >= 20, "{compared} of them");
+}
+
+/// The table of limits names settings, with the defaults that they have.
+#[test]
+fn the_limits_are_those_of_their_settings() {
+    let page = read("docs/connecting.md");
+    let section = page.split("\n## Every wait").nth(1).unwrap().split("\n## ").next().unwrap();
+    let defaults: BTreeMap<String, String> = page
+        .split("\n## Every setting")
+        .nth(1)
+        .unwrap()
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .map(|row| row.split('|').map(|cell| cell.trim().trim_matches('`').to_owned()).collect::<Vec<_>>())
+        .map(|cells| (cells[1].clone(), cells[3].clone()))
+        .collect();
+    let mut compared = 0;
+    for row in section.lines().filter(|line| line.contains("_timeout`")) {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let setting = cells[3].split('`').nth(1).unwrap();
+        assert_eq!(cells[2], defaults[setting], "{row}");
+        compared += 1;
+    }
+    assert!(compared >= 9, "{compared} of them");
+}

@@ -309,15 +309,25 @@ fn ordinary_programs_and_direct_ones() {
     }
 }
 
-/// Without a broker an example says whom it tried to reach and what went wrong, and fails.
+/// Without a broker each example says whom it tried to reach and what went wrong, and fails.
 #[test]
 fn without_a_broker_an_example_says_what_is_wrong() {
     // Bound, but not listening: nobody else gets the port.
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     let address = socket.local_addr().unwrap().as_socket().unwrap();
-    let output = run("hello_world", &format!("amqp://{address}"));
-    let said = text(&output.stderr);
-    assert_eq!((output.status.code(), &*text(&output.stdout)), (Some(1), ""), "{said}");
-    assert!(said.contains(&address.to_string()) && said.contains("Connection refused"), "{said}");
+    let here = |example: &str| cfg!(feature = "coroutines") || example != COROUTINES;
+    let alone =
+        OUTPUTS.iter().map(|(example, _)| *example).filter(|example| *example != "hello_world_direct");
+    let examples: Vec<&str> =
+        alone.filter(|example| here(example)).chain(["server", "client", "send", "recv"]).collect();
+    assert!(examples.len() > 20, "{examples:?}");
+    for example in examples {
+        let output = run(example, &format!("amqp://{address}"));
+        let said = text(&output.stderr);
+        assert_eq!((output.status.code(), &*text(&output.stdout)), (Some(1), ""), "{example}: {said}");
+        let expected =
+            format!("Error: cannot connect: {address} ({address}): connecting failed: Connection refused");
+        assert!(said.starts_with(&expected) && said.lines().count() == 1, "{example}: {said}");
+    }
 }

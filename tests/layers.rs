@@ -194,6 +194,24 @@ fn every_target_of_the_log_is_documented() {
     }
 }
 
+/// Row 18: every thread has a name, and the page on connecting has all that a connection may start.
+#[test]
+fn every_thread_is_documented() {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/connecting.md")).unwrap();
+    let page = page.split("## Threads").nth(1).unwrap();
+    let mut names = 0;
+    for (file, code) in sources().iter().filter(|(file, _)| !file.starts_with("broker/")) {
+        let is_unnamed = code.contains("thread::spawn(") || code.contains("thread::Builder");
+        assert!(!is_unnamed || file.starts_with("sync"), "{file} has threads of its own making");
+        for rest in code.split("\"leveret-").skip(1) {
+            let name = rest.split('"').next().unwrap_or_default();
+            assert!(page.contains(&format!("`leveret-{name}`")), "{file}: leveret-{name}");
+            names += 1;
+        }
+    }
+    assert!(names >= 10, "they are found");
+}
+
 #[test]
 fn no_file_is_long() {
     for (file, code) in sources() {

@@ -1,6 +1,7 @@
 //! From a list of hosts to one connected transport with the handshake done.
 
 use std::{
+    io,
     net::{IpAddr, SocketAddr, ToSocketAddrs},
     sync::Arc,
     time::{Duration, Instant},
@@ -144,10 +145,17 @@ fn resolve(host: &Address, timeout: Duration) -> Result<Vec<SocketAddr>> {
     if let Ok(address) = host.host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, host.port)]);
     }
-    let answer = OneShot::new();
     let name = (host.host.clone(), host.port);
+    resolve_by(timeout, move || name.to_socket_addrs().map(Iterator::collect))
+}
+
+fn resolve_by(
+    timeout: Duration,
+    look_up: impl FnOnce() -> io::Result<Vec<SocketAddr>> + Send + 'static,
+) -> Result<Vec<SocketAddr>> {
+    let answer = OneShot::new();
     let answered = answer.clone();
-    spawn("leveret-resolve", move || answered.put(name.to_socket_addrs().map(Iterator::collect)))?;
+    spawn("leveret-resolve", move || answered.put(look_up()))?;
     match answer.wait(Some(Instant::now() + timeout)) {
         // A coroutine does not connect by itself, so nobody is cancelled here.
         Err(_) => Err(Error::timeout("resolving the host name", timeout)),
@@ -160,7 +168,7 @@ fn resolve(host: &Address, timeout: Duration) -> Result<Vec<SocketAddr>> {
 mod tests {
     use super::*;
     use socket2::{Domain, Socket, Type};
-    use std::net::TcpStream;
+    use std::{net::TcpStream, sync::mpsc};
 
     /// A socket of this machine, and its address.
     fn bound() -> (Socket, SocketAddr) {
@@ -221,6 +229,22 @@ mod tests {
             assert_eq!((timeout.waiting_for, timeout.limit), ("connecting", limit));
         }
         assert!(matches!(tried[2].error, Error::Io { .. }), "{}", tried[2]);
+    }
+
+    /// Row 5: a resolver that does not answer is waited for no longer than so long.
+    #[test]
+    fn resolving_a_name_has_a_limit() {
+        let (end, may_end) = mpsc::channel::<()>();
+        let limit = Duration::from_millis(50);
+        let late = resolve_by(limit, move || {
+            let _ = may_end.recv();
+            Ok(Vec::new())
+        });
+        let Err(Error::Timeout(timeout)) = late else { panic!("{late:?}") };
+        assert_eq!((timeout.waiting_for, timeout.limit), ("resolving the host name", limit));
+        drop(end);
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        assert_eq!(resolve_by(Duration::from_secs(60), move || Ok(vec![address])).unwrap(), [address]);
     }
 
     /// Row 16: each option of the configuration is that of the socket.
