@@ -5,7 +5,7 @@
 //! rustdoc `src/guide/links.md` stands before each page and defines the same names as items; Markdown takes
 //! the first definition.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
