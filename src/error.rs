@@ -582,6 +582,74 @@ mod tests {
         assert!(size_of::<Error>() <= 32, "{}", size_of::<Error>());
     }
 
+    fn refused(scope: Scope, code: ReplyCode) -> Error {
+        Error::Refused(Arc::new(Refusal { scope, code, text: String::new(), method: String::new() }))
+    }
+
+    /// Row 100: whether it may work later, by the broker's code.
+    #[test]
+    fn codes_say_whether_to_try_again() {
+        for &code in ReplyCode::NAMED {
+            let worth_it = [313, 320, 405, 506, 541].contains(&u16::from(code));
+            for scope in [Scope::Channel, Scope::Connection] {
+                let error = refused(scope, code);
+                assert_eq!(error.can_retry(), worth_it, "{code}");
+                assert_eq!(
+                    (error.is_soft(), error.is_hard()),
+                    (scope == Scope::Channel, scope == Scope::Connection)
+                );
+                assert_eq!((error.reply_code(), error.is_closed()), (Some(code), false));
+            }
+        }
+    }
+
+    /// Row 100: what each kind of error answers: whether the connection is gone, whether it may work later, and a code.
+    #[test]
+    fn errors_answer_by_their_kind() {
+        let io = || Error::io("reading", io::Error::other("x"));
+        let text = || Arc::<str>::from("x");
+        let attempt = |error| Attempt { host: "h".into(), address: None, error };
+        let connect = |attempts: Vec<Attempt>| Error::Connect(Arc::new(ConnectFailure { attempts }));
+        let tls = TlsFailure { problem: TlsProblem::Expired, details: String::new() };
+        let tls = Error::Tls(Arc::new(tls));
+        let limit = Duration::from_secs(1);
+        let unconfirmed = Unconfirmed { failures: Vec::new(), more: 1 };
+        let (gone, stays, later, never) = (true, false, true, false);
+        for (error, is_hard, can_retry, code) in [
+            (Error::invalid("x"), stays, never, None),
+            (Error::AuthenticationFailed(text()), gone, never, Some(403)),
+            (Error::protocol(ReplyCode::FrameError, "x"), gone, never, Some(501)),
+            (Error::ProtocolVersion { offered: [0; 4] }, gone, never, None),
+            (tls.clone(), gone, never, None),
+            (connect(vec![attempt(io()), attempt(tls.clone())]), gone, later, None),
+            (connect(vec![attempt(tls)]), gone, never, None),
+            (io(), gone, later, None),
+            (Error::timeout("queue.declare", limit), stays, later, None),
+            (Error::timeout(Timeout::SILENCE, limit), gone, later, None),
+            (Error::timeout(Timeout::STALL, limit), gone, later, None),
+            (Error::timeout(Timeout::HALF_SENT, limit), gone, later, None),
+            (Error::Closed(Scope::Channel), stays, never, None),
+            (Error::Closed(Scope::Connection), gone, never, None),
+            (Error::Cancelled, stays, never, None),
+            (Error::CancelledByServer { consumer_tag: text() }, stays, later, None),
+            (Error::Nacked, stays, later, None),
+            (Error::Returned(Arc::default()), stays, never, Some(312)),
+            (Error::Unconfirmed(Arc::new(unconfirmed)), stays, never, None),
+            (Error::Blocked { reason: text() }, stays, later, None),
+            (Error::WouldBlock, stays, later, None),
+            (Error::ChannelsExhausted { max: 1 }, stays, later, None),
+            (Error::Settled { delivery_tag: 1, reason: "x" }, stays, never, None),
+            (Error::malformed("x"), stays, never, None),
+            (Error::Remote(text()), stays, never, None),
+            (Error::WouldDeadlock, stays, never, None),
+        ] {
+            assert_eq!((error.is_hard(), error.can_retry()), (is_hard, can_retry), "{error}");
+            assert_eq!(error.reply_code().map(u16::from), code, "{error}");
+            assert_eq!(error.is_closed(), matches!(error, Error::Closed(_)), "{error}");
+            assert!(!error.is_soft(), "{error}");
+        }
+    }
+
     #[test]
     fn a_refusal_reads_well() {
         let refusal = Refusal {

@@ -45,45 +45,74 @@ fn assert_settled<T: std::fmt::Debug>(result: Result<T>, tag: u64) {
     assert!(!error.is_hard() && !error.is_soft() && !error.can_retry());
 }
 
-/// Row 81: each form, on the delivery and by tag, settles what it says; the rest comes back with the channel's
-/// end. Tags are counted from 1, messages from 0.
+/// Row 81: each form, on the delivery and by tag, settles what it says, and requeues it at once if it says so; the rest
+/// comes back with the channel's end. Tags are counted from 1, messages from 0.
 #[test]
 fn each_form_settles_what_it_says() {
     type Settle = fn(&Channel, &[Delivery]) -> Result<()>;
-    let forms: [(&str, Settle, &[u64]); 13] = [
-        ("ack", |_, all| all[4].ack(), &[0, 1, 2, 3, 5, 6, 7, 8, 9]),
-        ("ack_multiple", |_, all| all[4].ack_multiple(), &[5, 6, 7, 8, 9]),
-        ("nack", |_, all| all[4].nack(Requeue::No), &[0, 1, 2, 3, 5, 6, 7, 8, 9]),
-        ("nack_multiple", |_, all| all[4].nack_multiple(Requeue::No), &[5, 6, 7, 8, 9]),
-        ("reject", |_, all| all[4].reject(Requeue::No), &[0, 1, 2, 3, 5, 6, 7, 8, 9]),
-        ("requeue", |_, all| all[9].nack_multiple(Requeue::Yes), &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
-        ("acks", |_, all| all.iter().rev().take(7).try_for_each(Delivery::ack), &[0, 1, 2]),
-        ("by tag: ack", |channel, _| channel.basic_ack(5), &[0, 1, 2, 3, 5, 6, 7, 8, 9]),
-        ("by tag: multiple", |channel, _| channel.basic_ack(Ack::new(5).multiple(true)), &[5, 6, 7, 8, 9]),
-        ("by tag: all", |channel, _| channel.basic_ack(Ack::new(0).multiple(true)), &[]),
+    const ALL: &[u64] = &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
+    const NOT_THE_FIFTH: &[u64] = &[0, 1, 2, 3, 5, 6, 7, 8, 9];
+    const LAST_FIVE: &[u64] = &[5, 6, 7, 8, 9];
+    // How many are in the queue again at once, and which of them after the channel's end.
+    let forms: [(&str, Settle, u32, &[u64]); 18] = [
+        ("ack", |_, all| all[4].ack(), 0, NOT_THE_FIFTH),
+        ("ack_multiple", |_, all| all[4].ack_multiple(), 0, LAST_FIVE),
+        ("nack", |_, all| all[4].nack(Requeue::No), 0, NOT_THE_FIFTH),
+        ("nack_multiple", |_, all| all[4].nack_multiple(Requeue::No), 0, LAST_FIVE),
+        ("reject", |_, all| all[4].reject(Requeue::No), 0, NOT_THE_FIFTH),
+        ("nack, requeue", |_, all| all[4].nack(Requeue::Yes), 1, ALL),
+        ("nack_multiple, requeue", |_, all| all[4].nack_multiple(Requeue::Yes), 5, ALL),
+        ("reject, requeue", |_, all| all[4].reject(Requeue::Yes), 1, ALL),
+        ("acks", |_, all| all.iter().rev().take(7).try_for_each(Delivery::ack), 0, &[0, 1, 2]),
+        ("by tag: ack", |channel, _| channel.basic_ack(5), 0, NOT_THE_FIFTH),
+        ("by tag: multiple", |channel, _| channel.basic_ack(Ack::new(5).multiple(true)), 0, LAST_FIVE),
+        ("by tag: all", |channel, _| channel.basic_ack(Ack::new(0).multiple(true)), 0, &[]),
         (
             "by tag: nack",
             |channel, _| channel.basic_nack(Nack::new(5).multiple(true).requeue(Requeue::No)),
-            &[5, 6, 7, 8, 9],
+            0,
+            LAST_FIVE,
+        ),
+        (
+            "by tag: nack, requeue",
+            |channel, _| channel.basic_nack(Nack::new(5).multiple(true).requeue(Requeue::Yes)),
+            5,
+            ALL,
         ),
         (
             "by tag: nack all",
             |channel, _| channel.basic_nack(Nack::new(0).multiple(true).requeue(Requeue::No)),
+            0,
             &[],
         ),
         (
             "by tag: reject",
             |channel, _| channel.basic_reject(Reject::new(5).requeue(Requeue::No)),
-            &[0, 1, 2, 3, 5, 6, 7, 8, 9],
+            0,
+            NOT_THE_FIFTH,
+        ),
+        (
+            "by tag: reject, requeue",
+            |channel, _| channel.basic_reject(Reject::new(5).requeue(Requeue::Yes)),
+            1,
+            ALL,
+        ),
+        (
+            "by tag: what is not said",
+            |channel, _| channel.basic_nack(5).and_then(|()| channel.basic_reject(6)),
+            2,
+            ALL,
         ),
     ];
     on_each_broker(|broker| {
         let (connection, observer) = broker.channel();
-        for (form, settle, left) in &forms {
+        for (form, settle, at_once, left) in &forms {
             fill(&observer)?;
             let channel = connection.channel()?;
             let all = take_all(&channel)?;
             settle(&channel, &all).unwrap_or_else(|error| panic!("{form}: {error}"));
+            channel.flow(true)?;
+            holds(&observer, "q", *at_once);
             channel.close()?;
             holds(&observer, "q", left.len() as u32);
             let mut found = Vec::new();

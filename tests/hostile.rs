@@ -191,6 +191,36 @@ fn a_violation_ends_the_connection_and_the_peer_is_told_the_code() {
     nothing_is_left();
 }
 
+/// Row 11: what counts is the size that both sides have agreed on: a byte more is refused.
+#[test]
+fn a_frame_over_the_negotiated_size_is_refused() {
+    for (frame_max, tuned) in [(4096, 131_072), (0, 8192), (65_536, 65_536)] {
+        let agreed: usize = if frame_max == 0 { tuned } else { frame_max.min(tuned) };
+        let peer = Peer::run(move |peer| {
+            peer.handshake_with(Tune { frame_max: tuned as u32, ..Tune::default() });
+            peer.open_channel(1);
+            peer.expect(1, CONSUME);
+            peer.send(1, CONSUME_OK, args!["tag"]);
+            peer.piece = agreed - 8;
+            peer.deliver(1, "tag", 1, &vec![7; 3 * agreed]);
+            assert_eq!(peer.expect(1, ACK).number(0), 1);
+            peer.piece = agreed - 7;
+            peer.deliver(1, "tag", 2, &vec![7; 3 * agreed]);
+            peer.expect_violation(501);
+        });
+        let connection = Connection::open(peer.config().prefetch(0).frame_max(frame_max as u32)).unwrap();
+        assert_eq!(connection.frame_max() as usize, agreed);
+        let channel = connection.channel().unwrap();
+        let mut consumer = channel.basic_consume(Consume::new("q").consumer_tag("tag")).unwrap();
+        let delivery = consumer.next().unwrap().unwrap();
+        assert_eq!(delivery.body().len(), 3 * agreed);
+        delivery.ack().unwrap();
+        let cause = consumer.next().unwrap().unwrap_err();
+        assert_eq!(cause.reply_code(), Some(ReplyCode::FrameError), "{cause}");
+        peer.finish();
+    }
+}
+
 /// Row 35: an answer to another call than the one that waits is never taken for it.
 #[test]
 fn the_answer_of_another_call_is_a_violation() {

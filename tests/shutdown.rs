@@ -53,6 +53,16 @@ fn handlers_finish_when_one_of_them_asks_for_the_shutdown() {
         };
         let listener = channel.basic_consume("q")?.listen(Listen::new(handler).workers(3))?;
         at_work.recv().unwrap();
+        channel.queue_declare("quiet")?;
+        // New work is refused from now on, though everything else goes on.
+        eventually("consumers are refused", || {
+            let consumer = channel.basic_consume("quiet");
+            let listener =
+                channel.basic_consume("quiet").and_then(|consumer| consumer.listen(|_: &Delivery| Ok(())));
+            [consumer.map(drop), listener.map(drop)].iter().all(|it| matches!(it, Err(Error::Closed(_))))
+        });
+        assert!(connection.is_open() && channel.is_open());
+        channel.queue_purge("quiet")?;
         assert!(connection.wait_closed_timeout(SHORT).is_none(), "a handler is at work");
         drop(finish);
         assert!(connection.wait_closed().is_closed());
