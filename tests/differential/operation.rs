@@ -5,6 +5,24 @@ use crate::{client::Connection, common::peer::*};
 /// What operations are done on.
 pub const CHANNELS: [u16; 2] = [1, 2];
 
+/// The properties of a message, as sequences name them. `persistent` is `mode=2`, and headers are given one by one.
+const PROPERTIES: [&str; 14] = [
+    "content",
+    "encoding",
+    "headers",
+    "mode",
+    "priority",
+    "correlation",
+    "reply_to",
+    "expiration",
+    "id",
+    "timestamp",
+    "type",
+    "user",
+    "app",
+    "cluster",
+];
+
 /// A verb and what follows it.
 #[derive(Clone, Copy)]
 pub struct Words<'a>(pub &'a [&'a str]);
@@ -38,37 +56,51 @@ impl<'a> Words<'a> {
 }
 
 /// An entry of a table.
-fn entry(name: &str, value: &str) -> Vec<u8> {
-    let mut out = vec![name.len() as u8];
-    out.extend(name.bytes());
-    if let Some(number) = value.strip_prefix("i8:") {
-        out.push(b'b');
-        out.extend(number.parse::<i8>().unwrap().to_be_bytes());
-    } else if let Some(number) = value.strip_prefix("i64:") {
-        out.push(b'l');
-        out.extend(number.parse::<i64>().unwrap().to_be_bytes());
-    } else if let Some(number) = value.strip_prefix("f64:") {
-        out.push(b'd');
-        out.extend(number.parse::<f64>().unwrap().to_be_bytes());
-    } else if let Some(seconds) = value.strip_prefix("time:") {
-        out.push(b'T');
-        out.extend(seconds.parse::<u64>().unwrap().to_be_bytes());
-    } else if value == "void" {
-        out.push(b'V');
-    } else if let Ok(number) = value.parse::<i32>() {
-        out.push(b'I');
-        out.extend(number.to_be_bytes());
-    } else if let Ok(truth) = value.parse::<bool>() {
-        out.extend([b't', u8::from(truth)]);
-    } else {
-        out.push(b'S');
-        out.extend(sized(if value == "-" { "" } else { value }));
-    }
-    out
+fn entry(name: &str, text: &str) -> Vec<u8> {
+    [&[name.len() as u8], name.as_bytes(), &value(text)].concat()
 }
 
-fn sized(text: &str) -> Vec<u8> {
-    [&(text.len() as u32).to_be_bytes()[..], text.as_bytes()].concat()
+/// A value, after the letter of its type.
+fn value(text: &str) -> Vec<u8> {
+    let (kind, rest) = text.split_once(':').unwrap_or(("", text));
+    let (letter, bytes) = match kind {
+        "i8" => (b'b', rest.parse::<i8>().unwrap().to_be_bytes().to_vec()),
+        "u8" => (b'B', rest.parse::<u8>().unwrap().to_be_bytes().to_vec()),
+        "i16" => (b's', rest.parse::<i16>().unwrap().to_be_bytes().to_vec()),
+        "u16" => (b'u', rest.parse::<u16>().unwrap().to_be_bytes().to_vec()),
+        "u32" => (b'i', rest.parse::<u32>().unwrap().to_be_bytes().to_vec()),
+        "i64" => (b'l', rest.parse::<i64>().unwrap().to_be_bytes().to_vec()),
+        "f32" => (b'f', rest.parse::<f32>().unwrap().to_be_bytes().to_vec()),
+        "f64" => (b'd', rest.parse::<f64>().unwrap().to_be_bytes().to_vec()),
+        "time" => (b'T', rest.parse::<u64>().unwrap().to_be_bytes().to_vec()),
+        "dec" => (b'D', [&[1], &rest.parse::<u32>().unwrap().to_be_bytes()[..]].concat()),
+        "bytes" => (b'x', sized(&hex(rest))),
+        "text" => (b'S', sized(&hex(rest))),
+        "list" => (
+            b'A',
+            sized(&rest.split(',').filter(|item| !item.is_empty()).flat_map(value).collect::<Vec<_>>()),
+        ),
+        "table" => {
+            let entries = rest.split(';').filter_map(|entry| entry.split_once('='));
+            (b'F', sized(&entries.flat_map(|(name, value)| entry(name, value)).collect::<Vec<_>>()))
+        }
+        _ if text == "void" => (b'V', Vec::new()),
+        _ => match (text.parse::<i32>(), text.parse::<bool>()) {
+            (Ok(number), _) => (b'I', number.to_be_bytes().to_vec()),
+            (_, Ok(truth)) => (b't', vec![u8::from(truth)]),
+            _ => (b'S', sized(if text == "-" { b"" } else { text.as_bytes() })),
+        },
+    };
+    [&[letter], &bytes[..]].concat()
+}
+
+fn hex(digits: &str) -> Vec<u8> {
+    let pairs = digits.as_bytes().chunks(2).map(|pair| str::from_utf8(pair).unwrap());
+    pairs.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect()
+}
+
+fn sized(bytes: &[u8]) -> Vec<u8> {
+    [&(bytes.len() as u32).to_be_bytes()[..], bytes].concat()
 }
 
 /// Flags and fields of a publish.
@@ -80,7 +112,7 @@ fn properties(words: &Words<'_>) -> Vec<u8> {
         }
         if let Some((name, keys)) = word.split_once('=').filter(|(name, _)| ["cc", "bcc"].contains(name)) {
             let items: Vec<u8> =
-                keys.split(',').flat_map(|key| [b"S".to_vec(), sized(key)].concat()).collect();
+                keys.split(',').flat_map(|key| [b"S".to_vec(), sized(key.as_bytes())].concat()).collect();
             headers.push(name.len() as u8);
             headers.extend(name.to_uppercase().bytes());
             headers.push(b'A');
@@ -92,25 +124,20 @@ fn properties(words: &Words<'_>) -> Vec<u8> {
         }
     }
     let (mut flags, mut fields) = (0u16, Vec::new());
-    if !headers.is_empty() {
-        flags |= 1 << 13;
-        fields.extend((headers.len() as u32).to_be_bytes());
-        fields.extend(headers);
-    }
-    if words.has("persistent") {
-        flags |= 1 << 12;
-        fields.push(2);
-    }
-    if let Some(priority) = words.value("priority") {
-        flags |= 1 << 11;
-        fields.push(priority.parse().unwrap());
-    }
-    for (bit, name) in [(9, "reply_to"), (8, "expiration"), (4, "user")] {
-        if let Some(text) = words.value(name) {
-            flags |= 1 << bit;
-            fields.push(text.len() as u8);
-            fields.extend(text.bytes());
-        }
+    for (place, name) in PROPERTIES.iter().enumerate() {
+        let field = match (*name, words.value(name)) {
+            ("headers", _) if headers.is_empty() => None,
+            ("headers", _) => Some(sized(&headers)),
+            ("mode", None) => words.has("persistent").then(|| vec![2]),
+            ("mode" | "priority", value) => value.map(|value| vec![value.parse().unwrap()]),
+            ("timestamp", value) => value.map(|value| value.parse::<u64>().unwrap().to_be_bytes().to_vec()),
+            (_, value) => value.map(|value| {
+                let text = if value == "-" { "" } else { value };
+                [&[text.len() as u8], text.as_bytes()].concat()
+            }),
+        };
+        flags |= u16::from(field.is_some()) << (15 - place);
+        fields.extend(field.into_iter().flatten());
     }
     [flags.to_be_bytes().to_vec(), fields].concat()
 }

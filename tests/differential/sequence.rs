@@ -2,10 +2,13 @@
 //!
 //! A line is `CONNECTION CHANNEL`, a verb and its words: `A1 publish x0 a.b mandatory h.colour=red`. Connections are
 //! A and B, each with the channels 1 and 2. A name `-` is the empty one. `name=value` is an argument: a number is
-//! an `I` or what `i8:`, `i64:`, `f64:` say, `true` and `false` are truth values, anything else is text.
+//! an `I` or what `i8:`, `u32:`, `f64:` and their like say, `true` and `false` are truth values, anything else is text.
 //!
-//! `time:` makes a timestamp. `ack 1` settles the second of the channel's deliveries that are not settled, `ack any1`
-//! that of the first channel after it, round and round, that has one. C is a connection of a user who may not do everything. `@` is the address for direct
+//! `time:` makes a timestamp, `dec:` tenths; `bytes:` and `text:` are hexadecimal, `list:` has commas between its values, `table:` has
+//! `name=value` with semicolons between.
+//!
+//! `ack 1` settles the second of the channel's deliveries that are not settled, `ack any1` that of the first channel after
+//! it, round and round, that has one. C is a connection of a user who may not do everything. `@` is the address for direct
 //! replies that was seen last. `wait 2500` lets so many milliseconds pass, `restart` stops the broker and starts it.
 //!
 //! After `tx.select apart` the channel leaves out what would bring publishes together with acks, nacks or rejects in one transaction.

@@ -137,6 +137,7 @@ fn value(rest: &mut &[u8]) -> String {
         b'I' | b'i' | b'f' => number(take(rest, 4)).to_string(),
         b'l' | b'd' | b'T' => number(take(rest, 8)).to_string(),
         b'S' | b'x' => text(long(rest)),
+        b'D' => format!("{} {}", take(rest, 1)[0], number(take(rest, 4))),
         b'V' => String::new(),
         b'F' => return table(long(rest)),
         b'A' => {
