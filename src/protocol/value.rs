@@ -293,6 +293,12 @@ impl FieldTable {
         self.0.sort_by(|(one, _), (other, _)| one.cmp(other));
     }
 
+    /// Leaves the entries for which `stays` is true, in their order.
+    #[cfg(feature = "broker")]
+    pub(crate) fn retain(&mut self, stays: impl Fn(&str, &FieldValue) -> bool) {
+        self.0.retain(|(name, value)| stays(name, value));
+    }
+
     /// The number of entries.
     pub fn len(&self) -> usize {
         self.0.len()

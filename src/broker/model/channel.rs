@@ -33,8 +33,9 @@ pub(super) struct ChannelConsumer {
 }
 
 impl ChannelConsumer {
+    /// One that does not ack has only what it held before, as a consumer of a quorum queue with the same tag that did.
     pub(super) fn is_full(&self) -> bool {
-        self.prefetch != 0 && !self.no_ack && self.outstanding >= self.prefetch.into()
+        self.prefetch != 0 && self.outstanding >= self.prefetch.into()
     }
 
     /// Raises the limit, if there is one.
@@ -154,8 +155,8 @@ pub(super) struct Channel {
     pub(super) prefetch: u16,
     /// For all consumers together; 0: no limit.
     pub(super) global_prefetch: u16,
-    /// What counts against `global_prefetch`.
-    pub(super) volume: u32,
+    /// What counts against `global_prefetch`. Less than nothing after more was settled than was counted.
+    pub(super) volume: i64,
     /// The queues that know it as one of their `publishers`.
     pub(super) publishes_to: HashSet<Name>,
     last_tag: u64,
@@ -174,6 +175,17 @@ impl Channel {
 
     pub(super) fn is_limited(&self) -> bool {
         self.global_prefetch != 0 && self.volume >= self.global_prefetch.into()
+    }
+
+    /// Takes all deliveries for which no settlement has taken effect: nothing of a transaction that was not committed has, the
+    /// acks neither.
+    pub(super) fn everything_unacked(&mut self) -> Vec<(u64, Unacked)> {
+        let mut unacked = std::mem::take(&mut self.unacked);
+        if let Mode::Transaction(transaction) = &mut self.mode {
+            let settlements = std::mem::take(&mut transaction.settlements);
+            unacked.extend(settlements.into_iter().flat_map(|(_, taken)| taken));
+        }
+        unacked.into_iter().collect()
     }
 
     /// The deliveries that a tag means, oldest first. They are not unacked any more.

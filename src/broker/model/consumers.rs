@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
 };
 
 use super::{ChannelId, Name, SessionId};
@@ -26,12 +26,24 @@ impl Consumer {
     }
 }
 
+/// Whether a consumer can take a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Room {
+    Some,
+    /// It has as many as it may have.
+    None,
+    /// Its channel has as many as it may have.
+    NoneInChannel,
+}
+
 /// Consumers take turns, those of the highest priority first. One that can take no more is set aside until
 /// its channel says that it can, and then stands last in line.
 #[derive(Debug, Default)]
 pub(super) struct Consumers {
     in_line: BTreeMap<Reverse<i64>, VecDeque<Consumer>>,
     aside: Vec<Consumer>,
+    /// Channels that were once found to have no room: none of their consumers is looked at until they say that they have.
+    suspended: BTreeSet<ChannelId>,
     count: usize,
     /// Only the holder gets messages.
     single_active: Option<Succession>,
@@ -160,15 +172,15 @@ impl Consumers {
         self.count < before
     }
 
-    /// The consumer of the next message, if there is one that `can` take it.
-    pub(super) fn next(&mut self, mut can: impl FnMut(&Consumer) -> bool) -> Option<Consumer> {
+    /// The consumer of the next message, if there is one with room for it.
+    pub(super) fn next(&mut self, room: impl Fn(&Consumer) -> Room) -> Option<Consumer> {
         if self.single_active.is_some() {
             let (channel, tag) = self.holder.clone()?;
             if self.takes_over() && self.successor().is_some() {
                 return None;
             }
             let holder = self.in_line.values().flatten().find(|consumer| consumer.is(channel, &tag))?.clone();
-            if can(&holder) {
+            if self.can(&holder, &room) {
                 return Some(holder);
             }
             self.set_aside(&holder);
@@ -183,12 +195,28 @@ impl Consumers {
             if consumer.has_left {
                 continue;
             }
-            if can(&consumer) {
+            if self.can(&consumer, &room) {
                 self.line_up(consumer.clone());
                 return Some(consumer);
             }
             self.aside.push(consumer);
         }
+    }
+
+    fn can(&mut self, consumer: &Consumer, room: &impl Fn(&Consumer) -> Room) -> bool {
+        if self.suspended.contains(&consumer.channel) {
+            return false;
+        }
+        let found = room(consumer);
+        if found == Room::NoneInChannel {
+            self.suspended.insert(consumer.channel);
+        }
+        found == Room::Some
+    }
+
+    /// A channel has room again. Says whether it was known to have none.
+    pub(super) fn end_suspension(&mut self, channel: ChannelId) -> bool {
+        self.suspended.remove(&channel)
     }
 
     /// Those of a channel that were set aside and `can` take messages again stand in line again. Says whether
@@ -262,6 +290,9 @@ impl Consumers {
         self.in_line.retain(|_, line| !line.is_empty());
         self.aside.retain(&keep);
         self.count = self.iter().count();
+        let mut suspended = std::mem::take(&mut self.suspended);
+        suspended.retain(|channel| self.iter().any(|consumer| consumer.channel == *channel));
+        self.suspended = suspended;
         let holder_stays = self
             .holder
             .as_ref()

@@ -39,7 +39,7 @@ pub(super) struct Death {
     time: u64,
     exchange: Name,
     routing_keys: Vec<Name>,
-    original_expiration: Option<u64>,
+    pub(super) original_expiration: Option<u64>,
 }
 
 /// A queue's `x-dead-letter-exchange` and `x-dead-letter-routing-key`.

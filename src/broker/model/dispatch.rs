@@ -3,8 +3,8 @@
 use super::{
     ChannelId, ConsumeOptions, Effect, Emulate, Got, Name, Refusal, SessionId,
     arguments::{QueueType, check_consumer_arguments},
-    channel::{ChannelConsumer, Unacked},
-    consumers::Consumer,
+    channel::{Channel, ChannelConsumer, Unacked},
+    consumers::{Consumer, Room},
     ready::{Entry, Holder},
     values::integer,
     vhost::{BUDGET, Vhost},
@@ -55,7 +55,7 @@ impl Vhost {
             has_left: false,
         };
         if let Some(stream) = &mut found.stream {
-            stream.attach(&consumer, &options.arguments, self.now, self.settings.epoch);
+            stream.attach(&consumer, &options.arguments, self.now, &self.settings);
         }
         match kind {
             // In 4.x one that has nothing to settle is another.
@@ -89,10 +89,6 @@ impl Vhost {
             if prefetch == 0 {
                 let text = format!("consumer prefetch count is not set for {unset}");
                 return Err(Refusal::precondition(text));
-            }
-            let filter = options.arguments.get("x-stream-filter").is_some();
-            if filter && emulate == Emulate::RabbitMq4 {
-                return Err(Refusal::not_implemented("this broker has no stream filters (x-stream-filter)"));
             }
             if options.no_ack {
                 let text = format!("automatic acknowledgement not supported by {unacked}");
@@ -231,14 +227,14 @@ impl Vhost {
         let opened = self.channel(channel)?;
         if global {
             if opened.global_prefetch == 0 {
-                opened.volume = u32::try_from(opened.unacked.len()).unwrap_or(u32::MAX);
+                opened.volume = i64::try_from(opened.unacked.len()).unwrap_or(i64::MAX);
             }
             opened.global_prefetch = count;
         } else {
             opened.prefetch = count;
             opened.global_prefetch = 0;
         }
-        self.resume(channel);
+        self.end_suspension(channel);
         self.send_letters();
         Ok(())
     }
@@ -263,13 +259,31 @@ impl Vhost {
     }
 
     /// The consumers of a channel may be able to take messages again.
-    pub(super) fn resume(&mut self, channel: ChannelId) {
-        let Some(opened) = self.channels.get(&channel) else { return };
+    fn resume(&mut self, channel: ChannelId) {
+        self.queues_of(channel).iter().for_each(|name| self.resume_in(name, channel));
+    }
+
+    /// A channel may have room for more again: queues that found none there are told so.
+    pub(super) fn end_suspension(&mut self, channel: ChannelId) {
+        if self.channels.get(&channel).is_none_or(Channel::is_limited) {
+            return;
+        }
+        for name in self.queues_of(channel) {
+            let queue = self.queues.get_mut(&name);
+            if queue.is_some_and(|queue| queue.consumers.end_suspension(channel)) {
+                self.resume_in(&name, channel);
+            }
+        }
+    }
+
+    /// The queues that a channel consumes from.
+    fn queues_of(&mut self, channel: ChannelId) -> Vec<Name> {
+        let Some(opened) = self.channels.get(&channel) else { return Vec::new() };
         let mut queues: Vec<_> = opened.consumers.values().map(|consumer| consumer.queue.clone()).collect();
         queues.sort_unstable();
         queues.dedup();
         self.shift(&mut queues);
-        queues.iter().for_each(|name| self.resume_in(name, channel));
+        queues
     }
 
     /// The same in one queue.
@@ -324,12 +338,13 @@ impl Vhost {
         let is_quorum = queue.kind == QueueType::Quorum;
         queue.consumers.next(|consumer| {
             let writable = sessions.get(&consumer.channel.session).is_none_or(|session| session.writable);
-            let opened = channels.get(&consumer.channel);
-            writable
-                && opened.is_some_and(|opened| {
-                    (is_quorum || !opened.is_limited())
-                        && opened.consumers.get(&consumer.tag).is_some_and(|own| !own.is_full())
-                })
+            let opened = channels.get(&consumer.channel).filter(|_| writable);
+            let own = opened.and_then(|opened| Some((opened, opened.consumers.get(&consumer.tag)?)));
+            match own.filter(|(_, own)| !own.is_full()) {
+                None => Room::None,
+                Some((opened, _)) if !is_quorum && opened.is_limited() => Room::NoneInChannel,
+                Some(_) => Room::Some,
+            }
         })
     }
 
@@ -381,7 +396,9 @@ impl Vhost {
             if let Some(own) = opened.consumers.get_mut(&consumer.tag) {
                 own.outstanding += 1;
             }
-            if opened.global_prefetch != 0 {
+            let queue = self.queues.get(&unacked.queue);
+            let counts = queue.is_some_and(|queue| queue.kind == QueueType::Classic);
+            if opened.global_prefetch != 0 && counts {
                 opened.volume += 1;
             }
             opened.unacked.insert(delivery_tag, unacked);

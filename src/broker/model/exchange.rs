@@ -107,6 +107,10 @@ impl Exchange {
         true
     }
 
+    pub(super) fn leads_to(&self, destination: &Destination) -> bool {
+        self.bindings.contains_key(destination)
+    }
+
     pub(super) fn has(&self, destination: &Destination, key: &[u8], arguments: &FieldTable) -> bool {
         let same = |(known, args): &Key| **known == *key && args == arguments;
         self.bindings.get(destination).is_some_and(|keys| keys.iter().any(same))
@@ -126,13 +130,11 @@ impl Exchange {
         true
     }
 
-    /// Removes every binding of a destination; says whether there was one.
-    pub(super) fn unbind_all(&mut self, destination: &Destination) -> bool {
-        let Some(keys) = self.bindings.remove(destination) else { return false };
-        for (key, _) in &keys {
-            self.forget(destination, key);
+    /// Removes every binding of a destination.
+    pub(super) fn unbind_all(&mut self, destination: &Destination) {
+        for (key, _) in self.bindings.remove(destination).unwrap_or_default() {
+            self.forget(destination, &key);
         }
-        true
     }
 
     /// Takes a binding out of what routing looks at.

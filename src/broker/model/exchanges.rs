@@ -122,7 +122,7 @@ impl Vhost {
         if if_unused && exchange.has_bindings() {
             return Err(Refusal::precondition(format!("{} in use", self.exchange_text(&name))));
         }
-        self.exchanges.remove(&name);
+        self.remove_exchange(&name);
         self.unbind_destination(&Destination::Exchange(name));
         Ok(())
     }
@@ -171,7 +171,9 @@ impl Vhost {
         if exchange.kind == Kind::Headers {
             headers::check_binding(&arguments)?;
         }
-        exchange.bind(destination, routing_key.into(), sorted(arguments));
+        if exchange.bind(destination.clone(), routing_key.into(), sorted(arguments)) {
+            self.sources.entry(destination).or_default().insert(source.clone());
+        }
         Ok(())
     }
 
@@ -186,18 +188,43 @@ impl Vhost {
         let arguments = sorted(arguments.clone());
         let Some(exchange) = self.exchanges.get_mut(source) else { return };
         if exchange.unbind(destination, routing_key, &arguments) {
+            if !exchange.leads_to(destination) {
+                self.forget_source(destination, source);
+            }
             self.delete_unused(vec![source.clone()]);
         }
     }
 
     /// Removes every binding that leads to something that is gone.
     pub(super) fn unbind_destination(&mut self, destination: &Destination) {
-        let sources = self
-            .exchanges
-            .iter_mut()
-            .filter_map(|(name, exchange)| exchange.unbind_all(destination).then(|| name.clone()));
-        let sources = sources.collect();
+        let sources = self.unbind_from_all(destination);
         self.delete_unused(sources);
+    }
+
+    /// Gives the exchanges that had bindings to it.
+    fn unbind_from_all(&mut self, destination: &Destination) -> Vec<Name> {
+        let sources = self.sources.remove(destination).unwrap_or_default();
+        for name in &sources {
+            if let Some(exchange) = self.exchanges.get_mut(name) {
+                exchange.unbind_all(destination);
+            }
+        }
+        sources.into_iter().collect()
+    }
+
+    fn remove_exchange(&mut self, name: &Name) {
+        let Some(removed) = self.exchanges.remove(name) else { return };
+        for (destination, ..) in removed.bindings() {
+            self.forget_source(destination, name);
+        }
+    }
+
+    fn forget_source(&mut self, destination: &Destination, source: &Name) {
+        let Some(sources) = self.sources.get_mut(destination) else { return };
+        sources.remove(source);
+        if sources.is_empty() {
+            self.sources.remove(destination);
+        }
     }
 
     /// Deletes those of the exchanges, which have just lost a binding, that are to go with their last one,
@@ -208,29 +235,16 @@ impl Vhost {
             if !self.exchanges.get(&name).is_some_and(unused) {
                 continue;
             }
-            self.exchanges.remove(&name);
-            let gone = Destination::Exchange(name);
-            for (source, exchange) in &mut self.exchanges {
-                if exchange.unbind_all(&gone) {
-                    candidates.push(source.clone());
-                }
-            }
+            self.remove_exchange(&name);
+            candidates.extend(self.unbind_from_all(&Destination::Exchange(name)));
         }
     }
 
-    /// After exchanges were lost without anybody having deleted them.
-    pub(super) fn unbind_lost_exchanges(&mut self) {
-        let bound: Vec<_> = self
-            .exchanges
-            .values()
-            .flat_map(Exchange::bindings)
-            .filter_map(|(destination, ..)| match destination {
-                Destination::Exchange(name) if !self.exchanges.contains_key(name) => {
-                    Some(destination.clone())
-                }
-                _ => None,
-            })
-            .collect();
-        bound.iter().for_each(|destination| self.unbind_destination(destination));
+    /// Those that do not survive a restart go.
+    pub(super) fn lose_exchanges(&mut self) {
+        let lost = self.exchanges.iter().filter(|(_, exchange)| !exchange.durable);
+        let lost: Vec<_> = lost.map(|(name, _)| name.clone()).collect();
+        lost.iter().for_each(|name| self.remove_exchange(name));
+        lost.into_iter().for_each(|name| self.unbind_destination(&Destination::Exchange(name)));
     }
 }

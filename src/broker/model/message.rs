@@ -31,6 +31,7 @@ const PRIORITY: usize = 4;
 pub(super) const REPLY_TO: usize = 6;
 pub(super) const EXPIRATION: usize = 7;
 const USER_ID: usize = 11;
+pub(super) const CLUSTER_ID: usize = 13;
 
 /// A message that was accepted. Its headers are decoded when somebody asks, so that a message costs no more
 /// than its bytes.
@@ -280,8 +281,13 @@ pub(super) fn accept(
             changed = true;
         }
     }
-    if emulate != Emulate::RabbitMq3 {
-        check_user(&fields)?;
+    match (emulate, fields.octet(DELIVERY_MODE)) {
+        (Emulate::RabbitMq3, Some(mode)) if !matches!(mode, 1 | 2) => {
+            let text = format!("invalid message: {{delivery_mode_unknown,{mode}}}");
+            return Err(Refusal::precondition(text));
+        }
+        (Emulate::RabbitMq3, _) => {}
+        (Emulate::RabbitMq4, _) => check_user(&fields)?,
     }
     let persistent = fields.octet(DELIVERY_MODE) == Some(2);
     let priority = fields.octet(PRIORITY);

@@ -352,6 +352,12 @@ impl Vhost {
         let emulate = self.emulate();
         let queues = self.route(&message);
         for queue in &queues {
+            // A stream of 3.x takes what a channel publishes, and nothing else.
+            let is_lost = emulate == Emulate::RabbitMq3
+                && self.queues.get(queue).is_some_and(|queue| queue.stream.is_some());
+            if is_lost {
+                continue;
+            }
             if reason == Reason::Rejected || !dead_letter::is_cycle(&message, queue, emulate) {
                 self.enqueue(queue, &message, None);
             }

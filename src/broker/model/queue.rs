@@ -91,7 +91,7 @@ impl Queue {
         let kind = QueueType::of(&arguments);
         let overflow = match text("x-overflow").as_deref() {
             Some(b"reject-publish") => Overflow::RejectPublish,
-            Some(b"reject-publish-dlx") => Overflow::RejectPublishDlx,
+            Some(b"reject-publish-dlx") if kind == QueueType::Classic => Overflow::RejectPublishDlx,
             _ => Overflow::DropHead,
         };
         let has_limit = arguments.get("x-delivery-limit").is_some();

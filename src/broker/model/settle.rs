@@ -111,7 +111,7 @@ impl Vhost {
             groups.entry((unacked.queue, source, unacked.queue_id)).or_default().push(unacked.sequence);
         }
         // The limit of the channel is told at once, but those that waited for it are told last.
-        let was_limited = self.release_channel(channel, consumed);
+        self.release_channel(channel, consumed);
         for ((name, source, id), places) in groups {
             let has_room = self.release_consumer(channel, &source, id, places.len());
             let Some(queue) = self.queues.get_mut(&name).filter(|queue| queue.id == id) else { continue };
@@ -134,9 +134,7 @@ impl Vhost {
                 self.run(&name);
             }
         }
-        if was_limited && self.channels.get(&channel).is_some_and(|opened| !opened.is_limited()) {
-            self.resume(channel);
-        }
+        self.end_suspension(channel);
     }
 
     /// Deliveries of a channel that is gone.
@@ -227,12 +225,11 @@ impl Vhost {
         }
     }
 
-    /// The same for the limit of the channel.
-    fn release_channel(&mut self, channel: ChannelId, count: u32) -> bool {
-        let Some(opened) = self.channels.get_mut(&channel) else { return false };
-        let was_limited = opened.is_limited();
-        opened.volume = opened.volume.saturating_sub(count);
-        was_limited
+    /// The same for the limit of the channel. What never counted there makes room for more.
+    fn release_channel(&mut self, channel: ChannelId, count: u32) {
+        if let Some(opened) = self.channels.get_mut(&channel).filter(|opened| opened.volume != 0) {
+            opened.volume -= i64::from(count);
+        }
     }
 }
 

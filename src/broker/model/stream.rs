@@ -3,11 +3,11 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use super::{
-    ChannelId, Emulate, Name, Payload,
+    ChannelId, Emulate, Name, Payload, Settings,
     arguments::age_in_seconds,
     channel::Unacked,
     consumers::Consumer,
-    message::{DELIVERY_MODE, Fields, Kept, Message, sorted},
+    message::{CLUSTER_ID, DELIVERY_MODE, EXPIRATION, Fields, Kept, Message, sorted},
     values::integer,
     vhost::Vhost,
 };
@@ -16,7 +16,7 @@ use crate::protocol::value::{FieldTable, FieldValue};
 /// A log, and how far each consumer has read.
 #[derive(Debug)]
 pub(super) struct Stream {
-    log: VecDeque<(Duration, Kept)>,
+    log: VecDeque<Logged>,
     /// The offset of the oldest message that is kept.
     first: u64,
     bytes: usize,
@@ -25,11 +25,64 @@ pub(super) struct Stream {
     readers: Vec<Reader>,
 }
 
+/// A message of the log.
+#[derive(Debug)]
+struct Logged {
+    at: Duration,
+    message: Kept,
+    /// What filters look for: `x-stream-filter-value`.
+    value: Option<Vec<u8>>,
+}
+
 #[derive(Debug)]
 struct Reader {
     channel: ChannelId,
     tag: Name,
     next: u64,
+    filter: Option<Filter>,
+}
+
+/// `x-stream-filter` and `x-stream-match-unfiltered`.
+#[derive(Debug)]
+struct Filter {
+    values: Vec<Vec<u8>>,
+    takes_others: bool,
+}
+
+impl Filter {
+    fn of(arguments: &FieldTable) -> Option<Filter> {
+        let text = |value: &FieldValue| match value {
+            FieldValue::LongString(text) => Some(text.clone()),
+            _ => None,
+        };
+        let values = match arguments.get("x-stream-filter")? {
+            FieldValue::Array(values) => values.iter().filter_map(text).collect(),
+            value => vec![text(value)?],
+        };
+        let others = arguments.get("x-stream-match-unfiltered").and_then(FieldValue::as_bool);
+        Some(Filter { values, takes_others: others.unwrap_or(false) })
+    }
+
+    fn takes(&self, logged: &Logged) -> bool {
+        logged.value.as_ref().map_or(self.takes_others, |value| self.values.contains(value))
+    }
+}
+
+impl Reader {
+    fn is(&self, consumer: &Consumer) -> bool {
+        self.channel == consumer.channel && self.tag == consumer.tag
+    }
+
+    /// Goes past what its filter does not take, in a log that begins at the offset `first`.
+    fn pass_over(&mut self, log: &VecDeque<Logged>, first: u64) {
+        let Some(filter) = &self.filter else { return };
+        let mut next = self.next.max(first);
+        let logged = |offset: u64| log.get(usize::try_from(offset - first).ok()?);
+        while logged(next).is_some_and(|logged| !filter.takes(logged)) {
+            next += 1;
+        }
+        self.next = next;
+    }
 }
 
 impl Stream {
@@ -54,7 +107,7 @@ impl Stream {
 
     /// The oldest messages.
     pub(super) fn peek(&self, most: usize) -> Vec<(bool, Payload)> {
-        self.log.iter().take(most).map(|(_, message)| (false, message.payload())).collect()
+        self.log.iter().take(most).map(|logged| (false, logged.message.payload())).collect()
     }
 
     fn end(&self) -> u64 {
@@ -63,8 +116,12 @@ impl Stream {
 
     pub(super) fn append(&mut self, message: Arc<Message>, now: Duration) {
         self.bytes += message.body.len();
-        self.log.push_back((now, message.into()));
-        while let Some((at, oldest)) = self.log.front() {
+        let value = match message.headers().and_then(|mut headers| headers.remove("x-stream-filter-value")) {
+            Some(FieldValue::LongString(value)) => Some(value),
+            _ => None,
+        };
+        self.log.push_back(Logged { at: now, message: message.into(), value });
+        while let Some(Logged { at, message: oldest, .. }) = self.log.front() {
             let is_old = self.max_age.is_some_and(|age| at.saturating_add(age) <= now);
             let is_surplus = self.max_bytes.is_some_and(|max| self.bytes as u64 > max) && self.log.len() > 1;
             if !is_old && !is_surplus {
@@ -78,10 +135,18 @@ impl Stream {
 
     /// A consumer begins where `x-stream-offset` says; with what comes next if it says nothing. `epoch` is
     /// when the clock stood at zero, in seconds since 1970.
-    pub(super) fn attach(&mut self, consumer: &Consumer, arguments: &FieldTable, now: Duration, epoch: u64) {
-        let since = |time: Duration| self.first + self.log.partition_point(|(at, _)| *at < time) as u64;
+    pub(super) fn attach(
+        &mut self,
+        consumer: &Consumer,
+        arguments: &FieldTable,
+        now: Duration,
+        Settings { epoch, emulate, .. }: &Settings,
+    ) {
+        let since = |time: Duration| self.first + self.log.partition_point(|logged| logged.at < time) as u64;
         let next = match arguments.get("x-stream-offset") {
-            Some(FieldValue::Timestamp(seconds)) => since(Duration::from_secs(seconds.saturating_sub(epoch))),
+            Some(FieldValue::Timestamp(seconds)) => {
+                since(Duration::from_secs(seconds.saturating_sub(*epoch)))
+            }
             Some(value) => match (value.as_str(), integer(value)) {
                 (Some("first"), _) => self.first,
                 (Some("last"), _) => self.end().saturating_sub(1),
@@ -94,7 +159,8 @@ impl Stream {
             },
             None => self.end(),
         };
-        self.readers.push(Reader { channel: consumer.channel, tag: consumer.tag.clone(), next });
+        let filter = Filter::of(arguments).filter(|_| *emulate != Emulate::RabbitMq3);
+        self.readers.push(Reader { channel: consumer.channel, tag: consumer.tag.clone(), next, filter });
     }
 
     pub(super) fn detach(&mut self, channel: ChannelId, tag: &[u8]) {
@@ -105,24 +171,22 @@ impl Stream {
         self.readers.retain(|reader| reader.channel != channel);
     }
 
-    fn has_more(&self, consumer: &Consumer) -> bool {
+    /// Whether a consumer has not read everything that is for it.
+    fn has_more(&mut self, consumer: &Consumer) -> bool {
         let end = self.end();
-        self.readers.iter().any(|reader| {
-            reader.channel == consumer.channel && reader.tag == consumer.tag && reader.next < end
-        })
+        let Some(reader) = self.readers.iter_mut().find(|reader| reader.is(consumer)) else { return false };
+        reader.pass_over(&self.log, self.first);
+        reader.next < end
     }
 
     /// The next message of a consumer, with its offset.
-    fn read(&mut self, consumer: &Consumer) -> Option<(u64, Payload)> {
-        let reader = self
-            .readers
-            .iter_mut()
-            .find(|reader| reader.channel == consumer.channel && reader.tag == consumer.tag)?;
+    fn read(&mut self, consumer: &Consumer, emulate: Emulate) -> Option<(u64, Payload)> {
+        let reader = self.readers.iter_mut().find(|reader| reader.is(consumer))?;
         let offset = reader.next.max(self.first);
-        let index = usize::try_from(offset - self.first).ok()?;
-        let (_, message) = self.log.get(index)?;
+        let Logged { message, .. } = self.log.get(usize::try_from(offset - self.first).ok()?)?;
         reader.next = offset + 1;
-        Some((offset, message.payload()))
+        let properties = read_back(message, offset, emulate);
+        Some((offset, Payload { properties, ..message.payload() }))
     }
 }
 
@@ -144,19 +208,8 @@ impl Vhost {
             // A channel of RabbitMQ goes through its tags from the last to the first.
             let next = with_more.max_by(|one, other| one.tag.cmp(&other.tag));
             let Some(consumer) = next.cloned() else { return };
-            let Some((offset, mut payload)) = stream.read(&consumer) else { return };
+            let Some((offset, payload)) = stream.read(&consumer, emulate) else { return };
             let queue_id = queue.id;
-            let mut fields = Fields::decode(&payload.properties).unwrap_or_else(|_| Fields::empty());
-            let mut headers = fields.headers().unwrap_or_default();
-            if emulate == Emulate::RabbitMq3 {
-                headers = without_lists(&headers);
-            }
-            headers.insert("x-stream-offset", FieldValue::I64(i64::try_from(offset).unwrap_or(i64::MAX)));
-            fields.set_headers(&sorted(headers));
-            if emulate == Emulate::RabbitMq4 && fields.octet(DELIVERY_MODE).is_none() {
-                fields.set_octet(DELIVERY_MODE, 1);
-            }
-            payload.properties = fields.encode();
             let unacked = Unacked {
                 queue: name.clone(),
                 queue_id,
@@ -168,9 +221,51 @@ impl Vhost {
     }
 }
 
-/// A stream of 3.x does not keep what has parts.
-fn without_lists(headers: &FieldTable) -> FieldTable {
+/// The properties of a message that was kept in a stream. RabbitMQ keeps them as AMQP 1.0 knows them.
+fn read_back(message: &Message, offset: u64, emulate: Emulate) -> Arc<[u8]> {
+    let mut fields = Fields::decode(&message.properties).unwrap_or_else(|_| Fields::empty());
+    let mut headers = fields.headers().unwrap_or_default();
+    fields.remove(CLUSTER_ID);
     let is_simple = |value: &FieldValue| !matches!(value, FieldValue::Array(_) | FieldValue::Table(_));
-    let kept = headers.iter().filter(|(_, value)| is_simple(value));
-    kept.map(|(name, value)| (name.to_owned(), value.clone())).collect()
+    let offset = FieldValue::I64(i64::try_from(offset).unwrap_or(i64::MAX));
+    match emulate {
+        Emulate::RabbitMq3 => {
+            headers.retain(|_, value| is_simple(value));
+            headers.insert("x-stream-offset", offset);
+            headers.sort();
+        }
+        Emulate::RabbitMq4 => {
+            let has_died = !message.deaths.is_empty();
+            headers.retain(|name, value| match name {
+                "CC" => true,
+                "x-death" => has_died,
+                "x-exchange" | "x-routing-key" | "x-opt-deaths" => false,
+                _ if name.starts_with("x-") => !name.starts_with("x-basic-"),
+                _ => is_simple(value),
+            });
+            headers = headers.iter().map(|(name, value)| (name.to_owned(), as_text(value))).collect();
+            headers.insert("x-stream-offset", offset);
+            headers = sorted(headers);
+            fields.set_octet(DELIVERY_MODE, if message.persistent { 2 } else { 1 });
+            // A dead letter has what it was published with again; there is room for 32 bits.
+            let original = message.deaths.iter().find_map(|death| death.original_expiration);
+            if let Some(milliseconds) = message.expiration.or(original) {
+                fields.set_short(EXPIRATION, (milliseconds as u32).to_string().as_bytes());
+            }
+        }
+    }
+    fields.set_headers(&headers);
+    fields.encode()
+}
+
+/// Bytes come back as a text.
+fn as_text(value: &FieldValue) -> FieldValue {
+    match value {
+        FieldValue::Bytes(bytes) => FieldValue::LongString(bytes.clone()),
+        FieldValue::Array(items) => FieldValue::Array(items.iter().map(as_text).collect()),
+        FieldValue::Table(table) => {
+            FieldValue::Table(table.iter().map(|(name, value)| (name.to_owned(), as_text(value))).collect())
+        }
+        other => other.clone(),
+    }
 }

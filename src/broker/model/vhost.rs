@@ -8,9 +8,9 @@ use std::{
 use super::{
     ChannelId, Effect, Emulate, Name, QueueStatus, Refusal, SessionId, Settings,
     arguments::QueueType,
-    channel::{Channel, Mode},
+    channel::Channel,
     dead_letter::Letter,
-    exchange::{Exchange, Kind},
+    exchange::{Destination, Exchange, Kind},
     message::Memory,
     queue::Queue,
 };
@@ -23,6 +23,8 @@ pub(crate) struct Vhost {
     pub(super) now: Duration,
     pub(super) memory: Memory,
     pub(super) exchanges: BTreeMap<Name, Exchange>,
+    /// The exchanges that have bindings to each destination.
+    pub(super) sources: HashMap<Destination, BTreeSet<Name>>,
     pub(super) queues: HashMap<Name, Queue>,
     pub(super) sessions: HashMap<SessionId, Session, ByNumber>,
     pub(super) channels: HashMap<ChannelId, Channel, ByNumber>,
@@ -93,6 +95,7 @@ impl Vhost {
             now: Duration::ZERO,
             memory: Memory::default(),
             exchanges: exchanges.into(),
+            sources: HashMap::new(),
             queues: HashMap::new(),
             sessions: HashMap::default(),
             channels: HashMap::default(),
@@ -161,11 +164,10 @@ impl Vhost {
     pub(crate) fn restart(&mut self) {
         let sessions: Vec<_> = self.sessions.keys().copied().collect();
         sessions.into_iter().for_each(|session| self.close_session(session));
-        self.exchanges.retain(|_, exchange| exchange.durable);
+        self.lose_exchanges();
         let transient: Vec<_> =
             self.queues.iter().filter(|(_, queue)| !queue.durable).map(|(name, _)| name.clone()).collect();
         transient.iter().for_each(|name| self.remove_queue(name));
-        self.unbind_lost_exchanges();
         for queue in self.queues.values_mut() {
             queue.ready.retain(|entry| entry.message.persistent || queue.kind != QueueType::Classic);
         }
@@ -197,11 +199,36 @@ impl Vhost {
                 queue.consumers.expect_acks(session);
             }
         }
+        // A channel of RabbitMQ tells the classic queues that it consumes from; others learn that it is gone, which is later.
+        channels.iter().for_each(|channel| self.leave_queues(*channel));
         channels.into_iter().for_each(|channel| self.close_channel(channel));
         let owned = self.sessions.get_mut(&session).map(|session| std::mem::take(&mut session.queues));
         owned.iter().flatten().for_each(|name| self.remove_queue(name));
         self.sessions.remove(&session);
         self.send_letters();
+    }
+
+    /// A channel that is about to end leaves the classic queues that it consumes from, and gives back what they gave it.
+    fn leave_queues(&mut self, channel: ChannelId) {
+        let Some(opened) = self.channels.get(&channel) else { return };
+        let consumed = opened.consumers.values().map(|consumer| consumer.queue.clone());
+        let is_classic =
+            |name: &Name| self.queues.get(name).is_some_and(|queue| queue.kind == QueueType::Classic);
+        let consumed: BTreeSet<_> = consumed.filter(is_classic).collect();
+        let Some(opened) = self.channels.get_mut(&channel) else { return };
+        opened.consumers.retain(|_, consumer| !consumed.contains(&consumer.queue));
+        let mut unacked = Vec::new();
+        for (tag, delivery) in opened.everything_unacked() {
+            match consumed.contains(&delivery.queue) {
+                true => unacked.push((tag, delivery)),
+                false => drop(opened.unacked.insert(tag, delivery)),
+            }
+        }
+        for name in &consumed {
+            self.remove_consumers_of(name, channel);
+        }
+        self.give_back(unacked);
+        consumed.iter().for_each(|name| self.run(name));
     }
 
     pub(super) fn channels_of(&self, session: SessionId) -> Vec<ChannelId> {
@@ -219,11 +246,11 @@ impl Vhost {
 
     /// The channel's consumers go, what was unacked is requeued.
     pub(crate) fn close_channel(&mut self, channel: ChannelId) {
-        let Some(closed) = self.channels.remove(&channel) else { return };
+        let Some(mut closed) = self.channels.remove(&channel) else { return };
         if let Some(session) = self.sessions.get_mut(&channel.session) {
             session.channels.remove(&channel.number);
         }
-        if let Some(reply) = closed.reply_consumer {
+        if let Some(reply) = closed.reply_consumer.take() {
             self.reply_addresses.remove(&reply.address);
         }
         for name in &closed.publishes_to {
@@ -231,12 +258,7 @@ impl Vhost {
                 queue.publishers.remove(&channel);
             }
         }
-        let mut unacked = closed.unacked;
-        if let Mode::Transaction(transaction) = closed.mode {
-            // Nothing of it was committed, the acks neither.
-            unacked.extend(transaction.settlements.into_iter().flat_map(|(_, taken)| taken));
-        }
-        let unacked: Vec<_> = unacked.into_iter().collect();
+        let unacked = closed.everything_unacked();
         let consumed: BTreeSet<_> = closed.consumers.into_values().map(|consumer| consumer.queue).collect();
         for name in &consumed {
             self.remove_consumers_of(name, channel);

@@ -55,6 +55,25 @@ fn prefetch_limits_each_consumer_and_the_channel() {
     assert_eq!(client.deliveries().len(), 1, "the limit is gone");
 }
 
+/// A queue that found no room in a channel asks none of its consumers until it is told of room, which is after what made
+/// that room.
+#[test]
+fn a_channel_without_room_is_not_asked_again() {
+    let mut client = client();
+    let (channel, other) = (client.channel, client.open(2, 1));
+    client.queue("q", FieldTable::new());
+    client.consume(channel, "q", "one");
+    client.consume(other, "q", "other");
+    client.consume(channel, "q", "two");
+    client.vhost.qos(channel, 0, 2, true).unwrap();
+    ["a", "b", "c", "d"].into_iter().for_each(|body| client.send("q", body));
+    assert_eq!(client.handed_out(), ["one:a", "other:b", "two:c", "other:d"]);
+    client.vhost.nack(channel, 1, false, true).unwrap();
+    assert_eq!(client.handed_out(), ["other:a"], "not to the second one, who is next");
+    ["e", "f"].into_iter().for_each(|body| client.send("q", body));
+    assert_eq!(client.handed_out(), ["other:e", "one:f"]);
+}
+
 /// A limit that several queues share is for all of them, and so is a connection that takes little at a time.
 #[test]
 fn who_shares_a_limit_is_not_left_out() {

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::fixture::*;
 use crate::{
@@ -122,6 +122,12 @@ fn nothing_is_left_behind_whatever_was_done() {
             client.vhost.take_effects();
         }
         let vhost = &mut client.vhost;
+        let bindings = vhost.list_bindings();
+        let bound: BTreeSet<_> = bindings.iter().map(|one| (&one.destination, &one.source)).collect();
+        let known: Vec<_> =
+            vhost.sources.iter().flat_map(|(to, from)| from.iter().map(move |name| (to, name))).collect();
+        assert_eq!((bound.len(), bound), (known.len(), known.into_iter().collect()), "seed {seed}");
+        assert!(vhost.sources.values().all(|sources| !sources.is_empty()), "seed {seed}");
         for session in [1, 2] {
             vhost.close_session(SessionId(session));
         }
