@@ -39,13 +39,13 @@ fn a_channel_that_is_opened_again_has_the_default_prefetch() {
 /// Rows 33, 38: a flow that the broker has stopped is that of the channel as it was.
 #[test]
 fn a_channel_that_is_opened_again_has_its_flow() {
-    let peer = Peer::run(|peer| {
+    let (stopped, is_stopped) = mpsc::channel();
+    let peer = Peer::run(move |peer| {
         peer.handshake_with(Tune { channel_max: 1, ..Tune::default() });
         peer.open_channel(1);
         peer.send(1, FLOW, args![0]);
         assert_eq!(peer.expect(1, FLOW_OK).number(0), 0);
-        peer.expect(1, QUEUE_PURGE);
-        peer.send(1, QUEUE_PURGE_OK, args![0]);
+        stopped.send(()).unwrap();
         peer.close_channel(1);
         peer.open_channel(1);
         assert_eq!(peer.expect_publish(1).2, b"goes");
@@ -53,7 +53,7 @@ fn a_channel_that_is_opened_again_has_its_flow() {
     });
     let connection = Connection::open(peer.config().publish_timeout(SHORT)).unwrap();
     let channel = connection.channel().unwrap();
-    channel.queue_purge("q").unwrap();
+    is_stopped.recv().unwrap();
     assert!(channel.basic_publish("", "q", "waits").is_err());
     channel.close().unwrap();
     channel.reopen().unwrap();

@@ -311,8 +311,9 @@ fn deliveries_may_overtake_the_answer_to_consume() {
             let (told, lengths) = std::sync::mpsc::channel();
             let _consumer = channel
                 .basic_consume_inline("q", move |delivery: &BorrowedDelivery<'_>| {
+                    delivery.ack()?;
                     told.send(delivery.body().len())?;
-                    Ok(delivery.ack()?)
+                    Ok(())
                 })
                 .unwrap();
             let lengths: Vec<_> = lengths.iter().take(3).collect();
