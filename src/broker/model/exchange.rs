@@ -165,7 +165,11 @@ impl Exchange {
             Kind::Fanout => found.extend(self.bindings.keys().cloned()),
             Kind::Topic => message.routing_keys.iter().for_each(|key| self.topics.matches(key, &mut found)),
             Kind::Headers => {
-                let headers = message.headers().unwrap_or_default();
+                let mut headers = message.headers().unwrap_or_default();
+                if !message.deaths.is_empty() {
+                    // 4.x keeps them elsewhere.
+                    headers.remove("x-death");
+                }
                 let matching = self.bindings.iter().filter(|(_, keys)| {
                     keys.iter().any(|(_, arguments)| headers::matches(arguments, &headers, emulate))
                 });

@@ -41,9 +41,12 @@ fn fits(header: Option<&FieldValue>, wanted: &FieldValue, emulate: Emulate) -> b
     match emulate {
         Emulate::RabbitMq3 => *wanted == FieldValue::Void || same_value(header, wanted, true),
         Emulate::RabbitMq4 => {
-            // Lists and tables are not looked at any more, not even for their presence.
-            let is_simple = !matches!(header, FieldValue::Array(_) | FieldValue::Table(_));
-            is_simple && (*wanted == FieldValue::Void || same_value(header, wanted, false))
+            // It counts the time of a header in milliseconds, and not that of a binding.
+            let milliseconds = match header {
+                FieldValue::Timestamp(seconds) => &FieldValue::Timestamp(seconds.saturating_mul(1000)),
+                other => other,
+            };
+            *wanted == FieldValue::Void || same_value(milliseconds, wanted, false)
         }
     }
 }

@@ -51,7 +51,14 @@ fn a_number_is_the_same_in_every_integer_type() {
     assert_eq!(both(&wanted, &table([("a", "5".into())])), [false, false]);
     let list = FieldValue::from(vec![FieldValue::I32(1)]);
     let wanted = table([("a", list.clone())]);
-    assert_eq!(both(&wanted, &table([("a", list)])), [true, false], "4.x does not look into lists");
+    assert_eq!(both(&wanted, &table([("a", list)])), [true, true]);
+    let time = |seconds| FieldValue::Timestamp(seconds);
+    assert_eq!(
+        both(&table([("a", time(5))]), &table([("a", time(5))])),
+        [true, false],
+        "4.x has milliseconds"
+    );
+    assert_eq!(both(&table([("a", time(5000))]), &table([("a", time(5))])), [false, true]);
 }
 
 #[test]
