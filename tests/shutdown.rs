@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use common::{brokers::on_each_broker, peer::*};
+use common::{brokers::on_each_broker, limits::given_time, peer::*};
 use leveret::{Connection, Delivery, Error, Listen, ReplyCode, Scope};
 
 /// Far more than anything here takes.
@@ -133,6 +133,29 @@ fn late_errors_are_told() {
     assert_eq!(late.reply_code(), Some(ReplyCode::NotFound));
     assert!(connection.wait_closed().is_closed());
     peer.finish();
+}
+
+/// Rows 31, 103: also when the broker does not answer the close of the connection afterwards.
+#[test]
+fn late_errors_are_told_though_the_last_answer_does_not_come() {
+    given_time(|times| {
+        let peer = Peer::run(|peer| {
+            peer.handshake();
+            peer.open_channel(1);
+            peer.expect_publish(1);
+            peer.expect(1, CHANNEL_CLOSE);
+            peer.send(1, CHANNEL_CLOSE, args![404, "NOT_FOUND - no exchange", 60, 40]);
+            peer.until(0, CLOSE);
+            peer.silence();
+        });
+        let connection = Connection::open(peer.config()).unwrap();
+        let failing = connection.channel().unwrap();
+        failing.basic_publish("missing", "", "lost").unwrap();
+        let error = connection.shutdown(times * SHORT).unwrap_err();
+        let Error::Unfinished(unfinished) = &error else { panic!("{error:?}") };
+        let [(1, late), (0, Error::Timeout(_))] = &unfinished.errors[..] else { panic!("{error}") };
+        assert!(unfinished.timed_out && late.reply_code() == Some(ReplyCode::NotFound), "{error}");
+    });
 }
 
 /// Row 103: an iterator returns what was delivered before the shutdown, which can still be acked, and ends. Its

@@ -151,7 +151,7 @@ pub struct Config {
 
     /// How long dropping the last handle of a connection, or a channel, may wait for the broker. Default: 2
     /// seconds, shorter than `close_timeout` because a Drop cannot say that it is slow. Up to 49 days; zero does
-    /// not wait at all.
+    /// not wait for it at all.
     pub drop_timeout: Duration,
 
     /// How long a publish may wait for room in the outgoing buffer when the broker takes messages too slowly, or

@@ -46,11 +46,11 @@ use state::{Limits, Shared};
 /// A connection to a broker.
 ///
 /// It is a handle: clones stand for the same connection, and dropping the last one closes it (waiting at most
-/// [`drop_timeout`](Config::drop_timeout)). Channels do not keep a connection open. All handles of this crate
-/// may be used from any thread.
+/// [`drop_timeout`](Config::drop_timeout), and for its threads as [`close`](Connection::close) does). Channels do not keep
+/// a connection open. All handles of this crate may be used from any thread.
 ///
-/// Every connection has two threads of its own, `leveret-reader` and `leveret-writer`; no call of yours runs
-/// on them.
+/// Every connection has two threads of its own, `leveret-reader` and `leveret-writer`. Of your code only
+/// [inline handlers](crate::Channel::basic_consume_inline), filters and taps run on them.
 ///
 /// ```no_run
 /// use leveret::Connection;
@@ -221,7 +221,9 @@ impl Connection {
         Ok(())
     }
 
-    /// Closes the connection and everything on it. **Waits** at most [`close_timeout`](Config::close_timeout).
+    /// Closes the connection and everything on it. **Waits** at most [`close_timeout`](Config::close_timeout) for the
+    /// broker, and then for the connection's threads to end: for a moment, unless an inline handler or a tap of yours holds
+    /// one of them up, and even then for a second and a half at most.
     ///
     /// What was accepted before is still sent. Calls that wait on other threads end with
     /// [`Error::Closed`], as do all later ones. May be called by any number of threads, any number of times.

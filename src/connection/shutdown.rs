@@ -44,6 +44,7 @@ impl Connection {
     /// - [`Error::Unfinished`]: what was still at work when the time was over, what was not confirmed, and what
     ///   channels were closed with. If it was not done in time, later calls and
     ///   [`wait_closed`](Connection::wait_closed) return the same.
+    /// - [`Error::Timeout`]: everything was done, but the broker did not answer the close of the connection.
     /// - The reason why the connection was lost, if it was lost before, or is meanwhile.
     ///
     /// ```
@@ -150,8 +151,17 @@ impl Shared {
             self.fail(error.clone());
             return Err(error);
         }
-        self.close(left())?;
-        if unfinished.errors.is_empty() { Ok(()) } else { Err(Error::Unfinished(Arc::new(unfinished))) }
+        match self.close(left()) {
+            Ok(()) if unfinished.errors.is_empty() => Ok(()),
+            Ok(()) => Err(Error::Unfinished(Arc::new(unfinished))),
+            // What the channels have said is not lost for it.
+            Err(late @ (Error::Timeout(_) | Error::Blocked { .. })) if !unfinished.errors.is_empty() => {
+                unfinished.timed_out = true;
+                unfinished.errors.push((0, late));
+                Err(Error::Unfinished(Arc::new(unfinished)))
+            }
+            Err(cause) => Err(cause),
+        }
     }
 }
 
