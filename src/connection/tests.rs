@@ -3,7 +3,10 @@
 
 use std::{
     io::IoSlice,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -222,4 +225,48 @@ fn a_peer_that_takes_little_at_a_time_holds_up_no_caller() {
         connection.shutdown(Duration::ZERO).unwrap_err();
         broker.join().unwrap();
     }
+}
+
+/// How much a peer takes at once that is slower than those who publish, and after what pause.
+const SIP: usize = 64 * 1024;
+const PAUSE: Duration = Duration::from_millis(3);
+
+/// Row 36: others who publish without end, as fast as the peer takes it, do not keep a large message from getting through.
+#[test]
+fn a_large_message_gets_through_among_small_ones_without_end() {
+    let (ours, theirs) = pipe(4 * SIP);
+    let peer = thread::spawn(move || {
+        let mut chunk = vec![0; SIP];
+        for channel in 1..=3 {
+            theirs.read(&mut chunk).unwrap();
+            say(&theirs, channel, &ChannelOpenOk::default());
+        }
+        while let Ok(1..) = theirs.read(&mut chunk) {
+            thread::sleep(PAUSE);
+        }
+    });
+    let negotiated = super::Negotiated {
+        channel_max: 4,
+        frame_max: 131_072,
+        heartbeat: Duration::ZERO,
+        server_properties: Default::default(),
+    };
+    let config = Config::new().publish_timeout(Duration::from_secs(60));
+    let taps = Taps::new(&config);
+    let connected = Connected { transport: Arc::new(ours), negotiated, received: Vec::new(), taps };
+    let connection = Connection::start(&config, connected).unwrap();
+    let [large, small, other] = [(); 3].map(|()| connection.channel().unwrap());
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for channel in [&small, &other] {
+            let done = &done;
+            let publish = || channel.basic_publish("", "q", &[7; 1000]);
+            scope.spawn(move || while !done.load(Ordering::Relaxed) && publish().is_ok() {});
+        }
+        let published = large.basic_publish("", "q", &vec![7; 24 << 20]);
+        done.store(true, Ordering::Relaxed);
+        published.unwrap();
+    });
+    connection.shutdown(Duration::ZERO).unwrap_err();
+    peer.join().unwrap();
 }

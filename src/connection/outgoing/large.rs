@@ -1,9 +1,9 @@
 //! Contents whose body is large: written from the caller's own slice, piece by piece.
 
-use std::{io::IoSlice, time::Instant};
+use std::{io::IoSlice, sync::MutexGuard, time::Instant};
 
 use super::{
-    Outgoing, Phase, Push, Unfinished,
+    Outgoing, Phase, Push, State, Unfinished,
     gate::{BUSY, Gate, OWES_FLOW_OK, SHUT, STOPPED},
 };
 use crate::{
@@ -27,6 +27,13 @@ const MAX_PARTS: usize = 3 * FRAMES_PER_TURN + 2;
 
 /// Bytes of body written in one turn, unless a single frame is larger.
 const BODY_PER_TURN: usize = 256 * 1024;
+
+/// How a content waits for its turns.
+struct Waiting {
+    deadline: Option<Instant>,
+    /// It has waited for one, which others had again by then.
+    in_vain: bool,
+}
 
 impl Outgoing {
     /// Writes a content whose body is large from the caller's own slice, its method and header being what `head`
@@ -101,12 +108,13 @@ impl Outgoing {
     ) -> Result<Push> {
         let mut pieces = body.chunks(self.body_per_turn());
         let first = pieces.next().unwrap_or_default();
-        let first = self.push_piece(gate, opened, head, first, deadline, begin)?;
+        let mut waiting = Waiting { deadline, in_vain: false };
+        let first = self.push_piece(gate, opened, head, first, &mut waiting, begin)?;
         if !matches!(first, Push::Accepted { .. }) {
             return Ok(first);
         }
         for piece in pieces {
-            match self.push_piece(gate, opened, &[], piece, deadline, &mut || {})? {
+            match self.push_piece(gate, opened, &[], piece, &mut waiting, &mut || {})? {
                 Push::Accepted { .. } => {}
                 Push::Later => return Ok(Push::HalfSent),
                 other => return Ok(other),
@@ -135,15 +143,19 @@ impl Outgoing {
         let mut begin = Some(begin);
         let mut waiter = None;
         let mut may_wait = true;
+        let mut waited = false;
         for piece in body.chunks(self.body_per_turn()) {
-            let mut state = loop {
+            let state = loop {
                 let mut state = lock(&self.state);
                 if !gate.is_open_since(opened) || state.phase != Phase::Open {
                     return Ok(Push::Shut);
                 }
-                if !may_wait || state.occupied() < self.limit.min(2 * BODY_PER_TURN) {
+                // Others may fill more than that again before this one comes to look.
+                let room = if waited { self.limit } else { self.limit.min(2 * BODY_PER_TURN) };
+                if !may_wait || state.occupied() < room {
                     break state;
                 }
+                waited |= waiter.is_some();
                 state.waiting.extend(waiter.clone());
                 drop(state);
                 match self.pause(&mut waiter, deadline) {
@@ -157,24 +169,32 @@ impl Outgoing {
             if let Some(begin) = begin.take() {
                 begin();
             }
-            state.buffer.extend_from_slice(std::mem::take(&mut head));
-            write_body(&mut state.buffer, opened as u16, self.max_frame, piece);
-            state.urgent = true;
-            drop(state);
-            self.work.notify_one();
+            self.append_piece(state, opened, std::mem::take(&mut head), piece);
         }
         Ok(Push::Accepted { flush: false })
     }
 
+    /// Copies one piece into the buffer, for the writer thread.
+    fn append_piece(&self, mut state: MutexGuard<'_, State>, opened: u32, head: &[u8], piece: &[u8]) {
+        state.buffer.extend_from_slice(head);
+        write_body(&mut state.buffer, opened as u16, self.max_frame, piece);
+        state.urgent = true;
+        drop(state);
+        self.work.notify_one();
+    }
+
     /// Writes one piece, after everything that was appended before. What the transport does not take at once
     /// is kept for the writer thread, so a piece is always accepted as a whole.
+    ///
+    /// Others who publish as fast as they can may have the turn among them whenever this one comes to look. So once it has
+    /// waited for the turn, and others have gathered something again, it does as they do: a copy goes into the buffer.
     fn push_piece(
         &self,
         gate: &Gate,
         opened: u32,
         head: &[u8],
         piece: &[u8],
-        deadline: Option<Instant>,
+        waiting: &mut Waiting,
         begin: &mut dyn FnMut(),
     ) -> Result<Push> {
         let mut waiter = None;
@@ -188,9 +208,15 @@ impl Outgoing {
             if state.may_take_turn() && state.unfinished.len() == 0 {
                 break state;
             }
+            if waiting.in_vain && !state.buffer.is_empty() && state.occupied() < self.limit {
+                begin();
+                self.append_piece(state, opened, head, piece);
+                return Ok(Push::Accepted { flush: false });
+            }
+            waiting.in_vain |= waiter.is_some();
             state.waiting.extend(waiter.clone());
             drop(state);
-            if !self.pause(&mut waiter, deadline)? {
+            if !self.pause(&mut waiter, waiting.deadline)? {
                 return Ok(Push::Later);
             }
         };

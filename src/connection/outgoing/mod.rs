@@ -7,7 +7,8 @@
 //! - a lone publish or ack is written by its caller at once; those that follow closely are gathered, and
 //!   written by whoever fills the buffer to [`FLUSH_AT`], by the next caller that waits, or by the writer
 //!   thread after [`LINGER`](super::writer::LINGER);
-//! - a large body is written from the caller's own slice, a few frames a turn, so that others get between;
+//! - a large body is written from the caller's own slice, a few frames a turn, so that others get between; where they
+//!   leave it no turn it is copied piece by piece as theirs is;
 //! - a coroutine never writes: its stack is small, and it would hold up others. It wakes the writer thread where
 //!   another caller writes.
 //!
