@@ -48,7 +48,11 @@ impl Vhost {
             transaction.settle(settlement, taken);
             return Ok(());
         }
-        self.check_not_stream(settlement, &taken)?;
+        if let Err(refusal) = self.check_not_stream(settlement, &taken) {
+            // It goes back to its queues with the channel.
+            self.channel(channel)?.unacked.extend(taken);
+            return Err(refusal);
+        }
         self.settle_all(channel, settlement, taken);
         self.send_letters();
         Ok(())
@@ -263,7 +267,14 @@ impl Vhost {
     pub(crate) fn commit(&mut self, channel: ChannelId) -> Result<()> {
         let Transaction { publishes, settlements } = self.transaction(channel)?;
         let before = self.effects.len();
-        let accepted = self.deliver_all(channel, publishes)?;
+        let accepted = match self.deliver_all(channel, publishes) {
+            Ok(accepted) => accepted,
+            Err(refusal) => {
+                let settled = settlements.into_iter().flat_map(|(_, taken)| taken);
+                self.channel(channel)?.unacked.extend(settled);
+                return Err(refusal);
+            }
+        };
         // The channel gives back what nobody takes while its queues are still busy.
         let mut effects = self.effects.split_off(before);
         effects.sort_by_key(|effect| !matches!(effect, Effect::Return { .. }));
@@ -284,8 +295,13 @@ impl Vhost {
             acks.push((settlement, first));
             others.push((settlement, rest));
         }
-        for (settlement, taken) in acks.into_iter().chain(others) {
-            self.check_not_stream(settlement, &taken)?;
+        let mut rest = acks.into_iter().chain(others);
+        while let Some((settlement, taken)) = rest.next() {
+            if let Err(refusal) = self.check_not_stream(settlement, &taken) {
+                let settled = taken.into_iter().chain(rest.flat_map(|(_, taken)| taken));
+                self.channel(channel)?.unacked.extend(settled);
+                return Err(refusal);
+            }
             self.settle_all(channel, settlement, taken);
         }
         self.send_letters();

@@ -74,6 +74,29 @@ fn a_channel_without_room_is_not_asked_again() {
     assert_eq!(client.handed_out(), ["other:e", "one:f"]);
 }
 
+/// What a stream of 3.x refuses to take back is still the channel's, with all that was to be settled together with it.
+#[test]
+fn what_could_not_be_settled_goes_back_with_its_channel() {
+    for in_transaction in [false, true] {
+        let mut client = client_of(Emulate::RabbitMq3);
+        let channel = client.channel;
+        client.queue("t", FieldTable::new());
+        client.queue("s", table([("x-queue-type", "stream".into())]));
+        client.vhost.qos(channel, 0, 5, false).unwrap();
+        client.consume(channel, "t", "one");
+        client.consume(channel, "s", "two");
+        ["t", "s", "t"].into_iter().for_each(|queue| client.send(queue, "a"));
+        assert_eq!(client.deliveries().len(), 3);
+        if in_transaction {
+            client.vhost.select_transactions(channel).unwrap();
+        }
+        let refused = client.vhost.nack(channel, 0, true, false).and_then(|()| client.vhost.commit(channel));
+        assert!(text(refused).contains("not supported by stream queues"));
+        client.vhost.close_session(SessionId(1));
+        assert_eq!(client.bodies("t"), ["a", "a"], "in a transaction: {in_transaction}");
+    }
+}
+
 /// A limit that several queues share is for all of them, and so is a connection that takes little at a time.
 #[test]
 fn who_shares_a_limit_is_not_left_out() {
