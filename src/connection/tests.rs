@@ -221,7 +221,9 @@ fn a_peer_that_takes_little_at_a_time_holds_up_no_caller() {
         channel.basic_publish("", "q", &[7; 30_000]).unwrap();
         assert!(connection.shared().outgoing.has_unsent());
         let large = channel.basic_publish("", "q", &[7; 60_000]);
-        assert!(matches!(large, Err(Error::Timeout(_))), "{large:?}");
+        // Behind a filter the turn to write may be free: then what the peer does not take is left to the writer thread.
+        let left = large.is_ok() && connection.shared().outgoing.has_unsent();
+        assert!(left || matches!(large, Err(Error::Timeout(_))), "{large:?}");
         connection.shutdown(Duration::ZERO).unwrap_err();
         broker.join().unwrap();
     }
